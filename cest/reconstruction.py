@@ -1,0 +1,430 @@
+"""From a photo to relightable 3D faces in the photo's own coordinates."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import trimesh
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cest import pictures
+from cest.cropping import SquareCrop, crop_from_landmarks, crop_image
+from cest.detection import DetectedFace, FaceDetector
+from cest.export import METRES_PER_UNIT, textured_mesh, write_glb, write_obj, write_ply
+from cest.face_model import FaceModel, load_face_model
+from cest.geometry import project, rotate
+from cest.lighting import roll_light
+from cest.modeling import FaceEstimator, FaceParameters
+from cest.objective import photometric_error
+from cest.photo import Photo, PhotoError, read_photo
+from cest.rendering import rasterize_surface, shade_surface, vertex_normals, wrap
+
+logger = logging.getLogger(__name__)
+
+EXPORT_LEVEL = 1
+"""Level of detail of the open face model that is drawn on the photo and exported."""
+LARGEST_RENDERING = 2048
+"""Pixels: a face that spans more of the photo is rendered at this size and scaled up."""
+RESULT_FILES = (
+    "face.glb",
+    "face.obj",
+    "face.mtl",
+    "face.ply",
+    "albedo.png",
+    "overlay.png",
+    "geometry.png",
+    "strip.png",
+    "parameters.json",
+)
+PANEL_SIZE = 256
+"""Pixels: side of a picture in the strip."""
+
+
+class NoFaceError(PhotoError):
+    """No face, or not the one asked for, was found in a photo."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One face of one photo.
+
+    Attributes:
+        photo: (H, W, 3) uint8 sRGB.
+        crop: the square of the photo that the estimator saw.
+        parameters: what it said, a batch of one, on the CPU. Frames are the crop's.
+        face_model: at the level that is drawn and exported.
+        estimator_face_model: at the level that the estimator works with.
+        model: where the estimator came from, for the record.
+        conditioning: "cest" or "iest".
+        index: of the face in the photo, 0 for the largest.
+    """
+
+    photo: np.ndarray = field(repr=False)
+    crop: SquareCrop
+    parameters: FaceParameters = field(repr=False)
+    face_model: FaceModel = field(repr=False)
+    estimator_face_model: FaceModel = field(repr=False)
+    model: str
+    conditioning: str
+    index: int = 0
+
+    @cached_property
+    def vertices(self) -> Tensor:
+        """(1, K, 3) face frame, decimetres, at the level of `face_model` (eq. 5)."""
+        return self.face_model.vertices(self.parameters.shape_coefficients)
+
+    @cached_property
+    def vertices_photo(self) -> np.ndarray:
+        """(K, 3): x and y in photo pixels (pixel-edge, y down); z in pixels, larger is nearer."""
+        projected = project(self.vertices, self.parameters.viewpoint)[0].double().numpy()
+        return np.column_stack(
+            (self.crop.to_photo(projected[:, :2]), projected[:, 2] * self.crop.size / 2)
+        )
+
+    @property
+    def landmarks_photo(self) -> np.ndarray:
+        """(68, 2) iBUG points in photo pixels."""
+        return self.vertices_photo[self.face_model.landmarks.numpy(), :2]
+
+    @cached_property
+    def image(self) -> Tensor:
+        """(1, 3, S, S) in [0, 1]: the crop as the estimator saw it."""
+        return _as_tensor(
+            crop_image(self.photo, self.crop, self.parameters.reflectance_map.shape[-1])
+        )
+
+    @property
+    def albedo(self) -> Image.Image:
+        """The reflectance map A as an RGB picture; its first row is at v = 1."""
+        return _as_picture(self.parameters.reflectance_map[0])
+
+    @property
+    def illumination(self) -> Tensor:
+        """(9,) spherical harmonics in the photo's axes, whatever the crop's angle."""
+        return roll_light(self.parameters.illumination[0], self.crop.angle)
+
+    @cached_property
+    def photometric_error(self) -> float:
+        """Mean |I - Î| over the pixels of the crop that the face covers; 0 to 255."""
+        surface = self.parameters.surface
+        rendered, _ = shade_surface(
+            surface, self.parameters.reflectance_map, self.parameters.illumination
+        )
+        error = photometric_error(self.image, rendered.clamp(0, 1), surface.coverage)
+        return 255 * float(error)
+
+    def overlay(self) -> Image.Image:
+        """The photo at full size with the face rendered over it."""
+        return Image.fromarray(self._drawn(self.parameters.reflectance_map, self.illumination))
+
+    def relight(self, illumination: Tensor) -> Image.Image:
+        """The photo with the face rendered under another light: (9,), photo's axes."""
+        return Image.fromarray(self._drawn(self.parameters.reflectance_map, illumination))
+
+    def geometry(self, illumination: Tensor | None = None) -> Image.Image:
+        """The photo with the face as white clay; under a fixed light unless one is given."""
+        if illumination is None:
+            illumination = torch.tensor(pictures.CLAY_LIGHT)
+        return Image.fromarray(self._drawn(None, illumination))
+
+    def _drawn(self, reflectance_map: Tensor | None, illumination: Tensor) -> np.ndarray:
+        """The photo with the face drawn where it is, antialiased. illumination: photo's axes."""
+        height, width = self.photo.shape[:2]
+        points = self.vertices_photo
+        low = np.clip(np.floor(points[:, :2].min(0)), 0, (width, height)).astype(int)
+        high = np.clip(np.ceil(points[:, :2].max(0)), 0, (width, height)).astype(int)
+        drawn = self.photo.copy()
+        if (high <= low).any():
+            return drawn
+        (left, top), (right, bottom) = low, high
+        size = high - low
+        # Twice the photo's resolution, so that the outline is smooth.
+        scale = min(2.0, LARGEST_RENDERING / size.max())
+        columns, rows = np.maximum(np.round(size * scale), 1).astype(int).tolist()
+        frame = np.column_stack(
+            (
+                (points[:, 0] - left) * (2 / size[0]) - 1,
+                1 - (points[:, 1] - top) * (2 / size[1]),
+                points[:, 2] / size.max(),
+            )
+        )
+        triangles = self.face_model.triangles
+        normals = rotate(vertex_normals(self.vertices, triangles), self.parameters.viewpoint)
+        surface = rasterize_surface(
+            torch.from_numpy(frame).float()[None], normals, triangles, self.face_model.uv,
+            (rows, columns),
+        )
+        # Normals are in the crop's axes, so the light is turned into them.
+        light = roll_light(illumination, -self.crop.angle)[None]
+        colours, _ = shade_surface(surface, reflectance_map, light)
+        layer = torch.cat((colours.clamp(0, 1) * surface.coverage, surface.coverage), 1)
+        interpolation = cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR
+        layer = cv2.resize(
+            layer[0].permute(1, 2, 0).numpy(), size.tolist(), interpolation=interpolation
+        )
+        below = drawn[top:bottom, left:right]
+        below[:] = np.round(below * (1 - layer[..., 3:]) + 255 * layer[..., :3])
+        return drawn
+
+    def strip(self) -> Image.Image:
+        """The paper's strip, labelled: one row of pictures of the crop."""
+        panels = pictures.panels(self.image, self.parameters, self.estimator_face_model)
+        named = [(name, _as_picture(panel[0])) for name, panel in panels.items()]
+        named[-1] = (f"error x 4 (mean {self.photometric_error:.1f}/255)", named[-1][1])
+        return labelled_row(named)
+
+    def describe(self) -> dict:
+        """Everything the estimator said, as plain numbers with their frames and units."""
+        p = self.parameters
+        height, width = self.photo.shape[:2]
+        return {
+            "model": {
+                "source": self.model,
+                "conditioning": self.conditioning,
+                "face_model": self.face_model.name,
+                "face_model_hash": self.face_model.content_hash,
+            },
+            "photo": {
+                "width": width,
+                "height": height,
+                "sha256_of_pixels": hashlib.sha256(self.photo).hexdigest(),
+            },
+            "face_index": self.index,
+            "crop": {
+                "about": "square in photo pixels (x right, y down, edges at integers); angle in "
+                "radians, counter-clockwise as seen",
+                "center_x": self.crop.center_x,
+                "center_y": self.crop.center_y,
+                "size": self.crop.size,
+                "angle": self.crop.angle,
+            },
+            "viewpoint": {
+                "about": "Q = exp(log_scale) Rot(rotation) S + translation; S in decimetres (+x "
+                "right, +y up, +z to the viewer), Q in the crop: [-1, 1], x right, y up; rotation "
+                "vector in radians",
+                "log_scale": float(p.viewpoint[0, 0]),
+                "rotation": p.viewpoint[0, 1:4].tolist(),
+                "translation": p.viewpoint[0, 4:7].tolist(),
+            },
+            "identity_coefficients": p.shape_coefficients[
+                0, : self.face_model.n_identity
+            ].tolist(),
+            "expression_coefficients": p.shape_coefficients[
+                0, self.face_model.n_identity :
+            ].tolist(),
+            "coefficients_unit": "standard deviations of the face model",
+            "illumination": self.illumination.tolist(),
+            "illumination_about": "9 real spherical harmonics, orthonormal, order (0,0) (1,-1) "
+            "(1,0) (1,1) (2,-2) (2,-1) (2,0) (2,1) (2,2), of the irradiance over the normal in the "
+            "photo's axes (x right, y up, z to the viewer); pixel = sRGB albedo x shading",
+            "landmarks_68": self.landmarks_photo.tolist(),
+            "landmarks_68_about": "iBUG order, photo pixels",
+            "photometric_error": self.photometric_error,
+            "photometric_error_about": "mean absolute difference over the face, 0 to 255",
+            "mesh": {
+                "vertices": self.face_model.n_vertices,
+                "triangles": len(self.face_model.triangles),
+                "unit": "metre",
+                "axes": "+x right, +y up, +z to the viewer",
+                "metres_per_face_frame_unit": METRES_PER_UNIT,
+            },
+        }
+
+    def mesh(self) -> trimesh.Trimesh:
+        """In metres, with the albedo as its texture, for `cest.export` or anything of trimesh."""
+        triangles = self.face_model.triangles
+        return textured_mesh(
+            vertices=self.vertices[0].numpy(),
+            triangles=triangles.numpy(),
+            normals=vertex_normals(self.vertices, triangles)[0].numpy(),
+            uv=self.face_model.uv.numpy(),
+            albedo=self.albedo,
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write everything into a folder, which is made if need be; returns the files.
+
+        face.glb (lit material), face.obj with face.mtl, face.ply (vertex colours), albedo.png (the
+        texture, which face.mtl refers to), overlay.png, geometry.png, strip.png, parameters.json.
+        Raises OSError.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        mesh = self.mesh()
+        colours = wrap(self.parameters.reflectance_map, self.face_model.uv)[0].T
+        self.albedo.save(folder / "albedo.png")
+        write_glb(mesh, folder / "face.glb")
+        write_obj(mesh, folder / "face.obj", folder / "albedo.png")
+        write_ply(mesh, folder / "face.ply", (colours.clamp(0, 1) * 255).round().byte().numpy())
+        self.overlay().save(folder / "overlay.png")
+        self.geometry().save(folder / "geometry.png")
+        self.strip().save(folder / "strip.png")
+        text = json.dumps(self.describe(), indent=1, allow_nan=False)
+        (folder / "parameters.json").write_text(text + "\n", encoding="utf-8")
+        return [folder / name for name in RESULT_FILES]
+
+
+class Reconstructor:
+    """Photos to reconstructions, with one estimator.
+
+    Args:
+        model: CEST or IEST, in evaluation mode.
+        detector: by default `FaceDetector()`.
+        device: of torch; by default a GPU if there is one.
+        name: where the model came from, for the record.
+    """
+
+    def __init__(
+        self,
+        model: FaceEstimator,
+        detector: FaceDetector | None = None,
+        device: str | torch.device | None = None,
+        name: str = "",
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.name = name
+        self._detector = detector
+        self._coarse = model.face_model.to("cpu")
+        # Levels are refinements of one model, so the coefficients mean the same in all. Models
+        # that a user supplied have one level.
+        self._fine = _finer_open_model() if self._coarse.name == "open" else self._coarse
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        detector: FaceDetector | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Reconstructor":
+        """A folder or a Hub id, as `FaceEstimator.from_pretrained`."""
+        return cls(FaceEstimator.from_pretrained(model), detector, device, name=str(model))
+
+    @property
+    def detector(self) -> FaceDetector:
+        """Made when it is first needed: a crop that is given needs none, nor the Hub."""
+        if self._detector is None:
+            self._detector = FaceDetector()
+        return self._detector
+
+    def reconstruct(
+        self,
+        photo: Photo,
+        face: str | int = "largest",
+        *,
+        crop: SquareCrop | None = None,
+        faces: list[DetectedFace] | None = None,
+    ) -> list[Reconstruction]:
+        """Reconstruct faces of a photo.
+
+        face: "largest", "all", or the number of one, 0 being the largest. crop: the square to look
+            at instead of searching for faces; it is then used as it is. faces: what the detector
+            said of this photo, so that several models need not ask it again.
+        Returns at least one reconstruction, the largest face first. Raises PhotoError (NoFaceError
+        if the face is not there).
+        """
+        pixels = read_photo(photo)
+        if crop is not None:
+            return [self._reconstruct(pixels, crop, 0)]
+        if faces is None:
+            faces = self.detector.detect(pixels)
+        crops = choose_faces([found.crop for found in faces], face)
+        return [self._reconstruct(pixels, self._refined(pixels, c), i) for i, c in crops]
+
+    def _refined(self, photo: np.ndarray, crop: SquareCrop) -> SquareCrop:
+        """The crop that the model's own landmarks ask for, upright.
+
+        A second look corrects the detector's square, and a third what the first one's roll hid.
+        """
+        for _ in range(2):
+            parameters = self._estimate(photo, crop)
+            points = parameters.projected[0, self._coarse.landmarks, :2].double().numpy()
+            better = crop_from_landmarks(crop.to_photo(points))
+            apart = np.hypot(better.center_x - crop.center_x, better.center_y - crop.center_y)
+            if not (0.5 < better.size / crop.size < 2 and apart < crop.size / 2):
+                logger.debug("The model lost the face; the crop before is kept.")
+                break
+            crop = better
+        return crop
+
+    @torch.no_grad()
+    def _estimate(self, photo: np.ndarray, crop: SquareCrop) -> FaceParameters:
+        image = _as_tensor(crop_image(photo, crop, self.model.config.image_size))
+        return _to_cpu(self.model(image.to(self.device)))
+
+    def _reconstruct(self, photo: np.ndarray, crop: SquareCrop, index: int) -> Reconstruction:
+        return Reconstruction(
+            photo=photo,
+            crop=crop,
+            parameters=self._estimate(photo, crop),
+            face_model=self._fine,
+            estimator_face_model=self._coarse,
+            model=self.name,
+            conditioning=self.model.config.conditioning,
+            index=index,
+        )
+
+
+@cache
+def _finer_open_model() -> FaceModel:
+    return load_face_model("open", level=EXPORT_LEVEL)
+
+
+def choose_faces(crops: list[SquareCrop], face: str | int) -> list[tuple[int, SquareCrop]]:
+    """"largest", "all" or a number -> (number, crop) of those; raises NoFaceError."""
+    if not crops:
+        raise NoFaceError(
+            "No face was found; give a photo in which a face is larger and less turned away."
+        )
+    if face == "all":
+        return list(enumerate(crops))
+    index = 0 if face == "largest" else int(face)
+    if not 0 <= index < len(crops):
+        raise NoFaceError(
+            f"There is no face {index}: the photo has {len(crops)}, counted from 0, the largest."
+        )
+    return [(index, crops[index])]
+
+
+def labelled_row(panels: list[tuple[str, Image.Image]], size: int = PANEL_SIZE) -> Image.Image:
+    """Pictures scaled to `size` squares, side by side, each under its label."""
+    label, gap = 26, 4
+    row = Image.new("RGB", (len(panels) * (size + gap) - gap, size + label), "white")
+    draw = ImageDraw.Draw(row)
+    font = ImageFont.load_default(size=15)
+    for i, (name, picture) in enumerate(panels):
+        x = i * (size + gap)
+        row.paste(picture.resize((size, size), Image.Resampling.LANCZOS), (x, label))
+        draw.text((x + size / 2, label / 2), name, fill="black", font=font, anchor="mm")
+    return row
+
+
+def _as_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+def _as_picture(image: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] -> RGB."""
+    return Image.fromarray(pictures.to_uint8(image).numpy())
+
+
+def _to_cpu(value):
+    """Dataclasses, named tuples and tensors of them -> on the CPU."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, tuple):
+        return type(value)(*map(_to_cpu, value))
+    if hasattr(value, "__dataclass_fields__"):
+        return type(value)(**{k: _to_cpu(getattr(value, k)) for k in value.__dataclass_fields__})
+    return value

@@ -1,0 +1,222 @@
+"""The command line: results of many photos side by side, one clear sentence for what fails."""
+
+import json
+import os
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cest import cli
+from cest.configuration import FaceEstimatorConfig
+from cest.modeling import FaceEstimator
+from cest.reconstruction import RESULT_FILES
+
+PHOTO = Path(str(files("cest") / "assets" / "astronaut.jpg"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[str]:
+    """Two tiny untrained checkpoints: folders cest and iest."""
+    folder = tmp_path_factory.mktemp("models")
+    for conditioning in ("cest", "iest"):
+        torch.manual_seed(0)
+        config = FaceEstimatorConfig(conditioning=conditioning, image_size=64, width=0.125)
+        FaceEstimator(config).save_pretrained(folder / conditioning)
+    return [str(folder / "cest"), str(folder / "iest")]
+
+
+@pytest.fixture
+def run(models, tmp_path, capsys):
+    """Runs `cest ...` with a tiny model; gives status, stdout and stderr."""
+
+    def call(command: str, *arguments: object, model: list[str] | None = None):
+        given = [command, *map(str, arguments), "-o", str(tmp_path / "out"), "--device", "cpu",
+                 "--detector", "embedded", "--model", *(model or models[:1])]
+        try:
+            status = cli.main(given)
+        except SystemExit as stop:
+            status = stop.code
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
+def found(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_reconstruct_with_two_models(run, models, tmp_path):
+    status, out, err = run("reconstruct", PHOTO, model=models)
+    assert (status, err) == (0, "")
+    expected = [f"astronaut/{m}/{name}" for m in ("cest", "iest") for name in RESULT_FILES]
+    assert found(tmp_path / "out") == sorted(expected)
+    assert out.count("photometric error") == 2
+
+
+def test_a_bad_photo_does_not_stop_the_others(run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(PHOTO, folder / "good.jpg")
+    (folder / "a.jpg").write_bytes(b"")
+    (folder / "b.png").write_text("text")
+    (folder / "c.jpg").write_bytes(PHOTO.read_bytes()[:20_000])
+    Image.new("RGB", (200, 200), "grey").save(folder / "d.png")
+    (folder / "notes.txt").write_text("not looked at")
+    status, _, err = run("reconstruct", folder)
+    assert status == 1
+    assert "4 of 5 photos failed:" in err
+    for name in ("a.jpg", "b.png", "c.jpg", "d.png"):
+        (line,) = [line for line in err.splitlines() if str(folder / name) in line]
+        assert line.endswith(".")
+    assert "Traceback" not in err
+    assert found(tmp_path / "out") == sorted(f"good/cest/{name}" for name in RESULT_FILES)
+
+
+def test_photos_of_one_stem_do_not_overwrite_each_other(run, tmp_path):
+    """Neither within a run nor in a later one; the same photo takes its own place again."""
+    picture = Image.open(PHOTO)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    picture.save(tmp_path / "one" / "p.png")
+    picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "two" / "p.jpg")
+    assert run("reconstruct", tmp_path / "one", tmp_path / "two")[0] == 0
+    folders = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert folders == ["p", "p-2"]
+    before = (tmp_path / "out" / "p" / "cest" / "parameters.json").read_text()
+    assert run("reconstruct", tmp_path / "two" / "p.jpg")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == folders
+    assert (tmp_path / "out" / "p" / "cest" / "parameters.json").read_text() == before
+
+
+def test_all_faces(run, tmp_path):
+    face = np.asarray(Image.open(PHOTO))[:240, 80:380]
+    Image.fromarray(np.concatenate([face, face[:, ::-1]], 1)).save(tmp_path / "two.png")
+    assert run("reconstruct", tmp_path / "two.png", "--face", "all")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "out" / "two").iterdir()) == [
+        "cest-face0", "cest-face1",
+    ]
+    status, _, err = run("reconstruct", tmp_path / "two.png", "--face", 5)
+    assert status == 1
+    assert "There is no face 5: the photo has 2" in err
+
+
+def test_relight(run, tmp_path):
+    light = tmp_path / "mine.json"
+    light.write_text(json.dumps([3.0, 0, 0, 1, 0, 0, 0, 0, 0]))
+    status, _, err = run(
+        "relight", PHOTO, "--light", "left", "--light", "right", "--light-direction", 0, 1, 1,
+        "--sh", light, "--light-from", PHOTO,
+    )
+    assert (status, err) == (0, "")
+    names = ["left", "right", "direction", "mine", "from-astronaut"]
+    folder = tmp_path / "out" / "astronaut" / "cest"
+    assert found(folder) == sorted(
+        ["lights.json", "relit.png", *(f"relit-{name}.png" for name in names)]
+    )
+    assert list(json.loads((folder / "lights.json").read_text())["lights"]) == names
+    left, right = (
+        np.asarray(Image.open(folder / f"relit-{name}.png")).astype(int)
+        for name in ("left", "right")
+    )
+    photo = np.asarray(Image.open(PHOTO)).astype(int)
+    assert left.shape == photo.shape
+    columns = np.where((left != photo).any(-1))[1]
+    middle = int(columns.mean())
+    difference = (left - right).mean(-1)
+    assert difference[:, :middle].sum() > 0 > difference[:, middle:].sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("relight", PHOTO), "Give a light"),
+        (("relight", PHOTO, "--light-direction", 0, 0, 0), "not all 0"),
+        (("relight", PHOTO, "--sh", "none.json"), "none.json cannot be read as a light"),
+        (("relight", PHOTO, "--light-from", "none.jpg"), "none.jpg does not exist."),
+        (("reconstruct", "none.jpg"), "none.jpg does not exist."),
+        (("reconstruct", PHOTO, "--device", "toaster"), "The device 'toaster' is not there"),
+        (("reconstruct", PHOTO, "--detector", "none.onnx"), "none.onnx is not a file"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(run, arguments, says):
+    status, _, err = run(*arguments)
+    assert status == 1
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("reconstruct", PHOTO, "--bogus"), "unrecognized arguments: --bogus"),
+        (("reconstruct", PHOTO, "--face", "some"), "'some' is neither all"),
+        (("relight", PHOTO, "--light", "moon"), "invalid choice: 'moon'"),
+    ],
+)
+def test_what_argparse_refuses(run, arguments, says):
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert says in err
+
+
+def test_a_model_that_is_none(run, tmp_path):
+    status, _, err = run("reconstruct", PHOTO, model=[str(tmp_path)])
+    assert status == 1
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_empty_folder(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, _, err = run("reconstruct", tmp_path / "empty")
+    assert status == 1
+    assert "has no pictures in it" in err
+
+
+def test_an_output_that_is_a_file(run, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    status, _, err = run("reconstruct", PHOTO)
+    assert status == 1
+    assert err.strip() == f"{tmp_path / 'out'}: File exists."
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk(run, tmp_path):
+    """Writing the mesh fails as on a full disk; the sentence says so."""
+    folder = tmp_path / "out" / "astronaut" / "cest"
+    folder.mkdir(parents=True)
+    (folder / "face.glb").symlink_to("/dev/full")
+    status, _, err = run("reconstruct", PHOTO)
+    assert status == 1
+    assert "No space left on device." in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_released_models_are_the_default(monkeypatch, models, tmp_path, capsys):
+    monkeypatch.setattr(cli, "CHECKOUT_MODELS", Path(models[0]).parent)
+    arguments = ["reconstruct", str(PHOTO), "-o", str(tmp_path), "--detector", "embedded"]
+    assert cli.main(arguments) == 0
+    assert sorted(p.name for p in (tmp_path / "astronaut").iterdir()) == ["cest", "iest"]
+    monkeypatch.setattr(cli, "CHECKOUT_MODELS", tmp_path / "nowhere")
+    assert cli.main(arguments) == 1
+    assert "name some with --model" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch(capsys):
+    """In a process of its own, since the tests have loaded torch already."""
+    import subprocess
+
+    code = (
+        "import sys\nfrom cest import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "reconstruct" in done.stdout

@@ -1,0 +1,196 @@
+"""Reading photos: every mode and orientation right, every bad input one clear sentence."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from cest.photo import MAX_PIXELS, PhotoError, read_photo
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """(40, 64, 3) uint8: smooth, and different in every orientation."""
+    y, x = np.mgrid[:40, :64]
+    return np.stack([x * 4, y * 6, (x + y) * 2], -1).astype(np.uint8)
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    """A PNG that claims a size but has no pixels."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + data + struct.pack(">I", 0) + b"IDAT"
+
+
+def test_an_array_and_an_image_and_a_file_are_the_same(picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    for given in (picture, Image.fromarray(picture), tmp_path / "a.png", str(tmp_path / "a.png")):
+        np.testing.assert_array_equal(read_photo(given), picture)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_gives_the_same_photo(picture, tmp_path, orientation):
+    """The picture is stored as a camera held that way stores it; reading must undo that."""
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.ascontiguousarray(undo(picture))).save(path, exif=exif)
+    np.testing.assert_array_equal(read_photo(path), picture)
+
+
+def test_greyscale_and_palette(picture, tmp_path):
+    grey = Image.fromarray(picture).convert("L")
+    grey.save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(
+        read_photo(tmp_path / "grey.png"), np.repeat(np.asarray(grey)[..., None], 3, -1)
+    )
+    palette = Image.fromarray(picture).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(
+        read_photo(tmp_path / "palette.png"), np.asarray(palette.convert("RGB"))
+    )
+    bilevel = grey.convert("1")
+    np.testing.assert_array_equal(read_photo(bilevel)[..., 0], np.asarray(bilevel) * 255)
+
+
+def test_transparency_is_laid_over_white(picture, tmp_path):
+    alpha = np.full((*picture.shape[:2], 1), 128, np.uint8)
+    alpha[:, :20], alpha[:, 40:] = 0, 255
+    Image.fromarray(np.concatenate([picture, alpha], -1)).save(tmp_path / "rgba.png")
+    got = read_photo(tmp_path / "rgba.png").astype(int)
+    assert (got[:, :20] == 255).all()
+    np.testing.assert_array_equal(got[:, 40:], picture[:, 40:])
+    half = picture[:, 20:40] * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(got[:, 20:40] - half).max() <= 1
+    grey = np.concatenate([picture[..., :1], alpha], -1)
+    np.testing.assert_array_equal(read_photo(Image.fromarray(grey, "LA")), read_photo(grey))
+
+
+def test_palette_with_a_transparent_entry(tmp_path):
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([0, 0, 0, 200, 10, 10])
+    image.paste(0, (0, 0, 16, 32))
+    image.save(tmp_path / "p.png", transparency=0)
+    got = read_photo(tmp_path / "p.png")
+    assert (got[:, :16] == 255).all()
+    assert (got[:, 16:] == (200, 10, 10)).all()
+
+
+def test_cmyk(picture, tmp_path):
+    """Pillow's own conversion, within what JPEG changes of a smooth picture."""
+    Image.fromarray(picture).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert np.abs(read_photo(tmp_path / "cmyk.jpg").astype(int) - picture).mean() < 6
+
+
+def test_an_embedded_profile_is_converted_to_srgb(picture, tmp_path):
+    """A profile with red and blue exchanged, so that ignoring it cannot go unseen."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ")
+    assert swapped != profile
+    Image.fromarray(picture).save(tmp_path / "a.png", icc_profile=swapped)
+    got = read_photo(tmp_path / "a.png").astype(int)
+    assert np.abs(got - picture[..., ::-1]).max() <= 2
+    Image.fromarray(picture).save(tmp_path / "b.png", icc_profile=profile)
+    assert np.abs(read_photo(tmp_path / "b.png").astype(int) - picture).max() <= 1
+
+
+def test_a_broken_profile_is_ignored(picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "a.png", icc_profile=b"nonsense")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png"), picture)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled_not_clipped(picture, tmp_path, dtype):
+    grey = picture[..., 0]
+    image = Image.fromarray((grey.astype(np.uint16) * 257).astype(dtype))
+    image.save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.tif")[..., 1], grey)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png")[..., 2], grey)
+
+
+def test_sixteen_bit_colour(picture, tmp_path):
+    """OpenCV writes it; the tests' only use of it here."""
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), picture[..., ::-1].astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_photo(tmp_path / "a.png"), picture)
+    np.testing.assert_array_equal(read_photo(picture.astype(np.uint16) * 257), picture)
+
+
+def test_floating_point(picture):
+    np.testing.assert_array_equal(read_photo(picture / 255), picture)
+    grey = Image.fromarray((picture[..., 0] / 255).astype(np.float32))
+    np.testing.assert_array_equal(read_photo(grey)[..., 0], picture[..., 0])
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.tile(picture, (4, 4, 1))).save(data, "JPEG")
+    return data.getvalue()
+
+
+BAD = {
+    "empty.jpg": lambda picture: b"",
+    "text.jpg": lambda picture: b"This is a letter, not a picture.\n" * 20,
+    "truncated.jpg": lambda picture: jpeg(picture)[: len(jpeg(picture)) // 2],
+    "bomb.png": lambda picture: header_of_png(20_000, 20_000),
+    "large.png": lambda picture: header_of_png(10_000, MAX_PIXELS // 10_000 + 1),
+    "damaged.png": lambda picture: header_of_png(100, 100) + b"\0" * 50,
+}
+SAYS = {
+    "empty.jpg": "is an empty file",
+    "text.jpg": "not a picture",
+    "truncated.jpg": "cut short",
+    "bomb.png": "scale it down",
+    "large.png": "scale it down",
+    "damaged.png": "damaged",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused_in_one_sentence(name, picture, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(BAD[name](picture))
+    with pytest.raises(PhotoError, match=SAYS[name]) as caught:
+        read_photo(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert message.endswith(".")
+    assert "\n" not in message
+
+
+def test_one_pixel_is_too_small(tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    with pytest.raises(PhotoError, match=r"only 1 x 1 pixels"):
+        read_photo(tmp_path / "dot.png")
+
+
+def test_no_file_and_a_folder(tmp_path):
+    with pytest.raises(PhotoError, match="does not exist"):
+        read_photo(tmp_path / "none.jpg")
+    with pytest.raises(PhotoError, match="is a folder"):
+        read_photo(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4, 5), np.uint8), np.zeros(7, np.uint8), np.zeros((20, 20, 3), np.int64),
+     np.full((20, 20, 3), np.nan)],
+)
+def test_arrays_that_are_no_picture(array):
+    with pytest.raises(PhotoError):
+        read_photo(array)
