@@ -29,7 +29,7 @@ EXAMPLE = ROOT / "cest" / "assets" / "astronaut.jpg"
 HUB_IDS = {"CEST": "cest-face/cest-small", "IEST": "cest-face/iest-small"}
 """Where a model comes from when this copy has no model_card/cest or model_card/iest."""
 
-CAMERA = (90, 90, 0.3)
+CAMERA = (90, 90, 0.32)
 """Of both viewers: degrees, degrees, metres; from the front (+z), at eye height."""
 CLEAN_UP = (600, 3600)
 """Every so many seconds, photos and results older than so many seconds are removed."""

@@ -1,21 +1,26 @@
 """The command line: `cest reconstruct`, `cest relight`, `cest face-model build`."""
 
 import argparse
+import hashlib
 import itertools
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from cest.configuration import CheckpointError
+from cest.cropping import crop_image
+from cest.detection import DetectorError, FaceDetector
+from cest.face_model.model import OPEN_MODEL
+from cest.lighting import LIGHT_NAMES, LightError, directional_light, named_light, read_light
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from cest.detection import FaceDetector
-    from cest.reconstruction import Reconstruction, Reconstructor
+from cest.reconstruction import PANEL_SIZE, Reconstruction, Reconstructor, labelled_row
 
 CHECKOUT_MODELS = Path(__file__).resolve().parent.parent / "model_card"
 """Where a checkout keeps the released weights, a folder each."""
@@ -26,21 +31,22 @@ class UsageError(ValueError):
     """Something on the command line that cannot be done; the message is one sentence."""
 
 
+EXPECTED_ERRORS = (UsageError, PhotoError, CheckpointError, DetectorError, LightError)
+"""Their messages were written for the person at the command line."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if anything failed, 130 if stopped."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     options = _parser().parse_args(arguments)
-    # Heavy imports wait until it is clear that they are needed, so that --help is quick.
     try:
         return options.run(options)
     except KeyboardInterrupt:
         return 130
+    except EXPECTED_ERRORS as error:
+        print(error, file=sys.stderr)
     except OSError as error:
         print(_io_sentence(error), file=sys.stderr)
-    except ValueError as error:
-        if not _is_expected(error):
-            raise
-        print(error, file=sys.stderr)
     return 1
 
 
@@ -58,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="where results go"
     )
     common.add_argument(
-        "--model", nargs="+", default=[], metavar="PATH_OR_ID",
+        "--model", nargs="+", action="extend", default=[], metavar="PATH_OR_ID",
         help="checkpoint folders or Hub ids; default: the released CEST and IEST",
     )
     common.add_argument(
@@ -80,10 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     relight = commands.add_parser(
         "relight", parents=[common], allow_abbrev=False, help="the photos under another light"
     )
-    # The names are those of cest.lighting, which is not imported for --help.
     relight.add_argument(
         "--light", action="append", default=[],
-        choices=["left", "right", "top", "bottom", "front", "ambient"],
+        choices=LIGHT_NAMES,
         help="a light at that side of the picture; may be repeated",
     )
     relight.add_argument(
@@ -121,7 +126,7 @@ def _face(text: str) -> str | int:
 def _reconstruct(options: argparse.Namespace) -> int:
     models, detector = _load(options)
 
-    def work(photo: Path, pixels: "np.ndarray", folder: Path) -> Iterable[str]:
+    def work(photo: Path, pixels: np.ndarray, folder: Path) -> Iterable[str]:
         faces = detector.detect(pixels)
         for label, model in models.items():
             for result in model.reconstruct(pixels, options.face, faces=faces):
@@ -136,12 +141,6 @@ def _reconstruct(options: argparse.Namespace) -> int:
 
 
 def _relight(options: argparse.Namespace) -> int:
-    import torch
-
-    from cest.cropping import crop_image
-    from cest.lighting import directional_light, named_light, read_light
-    from cest.reconstruction import PANEL_SIZE, Image, labelled_row
-
     lights = {name: named_light(name) for name in options.light}
     if options.light_direction is not None:
         lights["direction"] = directional_light(options.light_direction)
@@ -156,7 +155,7 @@ def _relight(options: argparse.Namespace) -> int:
             (donor,) = _about(options.light_from, lambda m=model: m.reconstruct(options.light_from))
             borrowed[label] = {f"from-{options.light_from.stem}": donor.illumination}
 
-    def work(photo: Path, pixels: "np.ndarray", folder: Path) -> Iterable[str]:
+    def work(photo: Path, pixels: np.ndarray, folder: Path) -> Iterable[str]:
         faces = detector.detect(pixels)
         for label, model in models.items():
             chosen: dict[str, torch.Tensor] = lights | borrowed.get(label, {})
@@ -169,7 +168,7 @@ def _relight(options: argparse.Namespace) -> int:
                     shown[name].save(target / f"relit-{name}.png")
                 cut = [
                     (name, Image.fromarray(
-                        crop_image(_array(picture), result.crop, 2 * PANEL_SIZE)))
+                        crop_image(np.asarray(picture), result.crop, 2 * PANEL_SIZE)))
                     for name, picture in shown.items()
                 ]
                 labelled_row(cut).save(target / "relit.png")
@@ -184,8 +183,7 @@ def _relight(options: argparse.Namespace) -> int:
 
 
 def _build_face_model(options: argparse.Namespace) -> int:
-    from cest.face_model.build import build_open_model
-    from cest.face_model.model import OPEN_MODEL
+    from cest.face_model.build import build_open_model  # needs data that users do not have
 
     print(build_open_model(options.data, options.output or OPEN_MODEL))
     return 0
@@ -194,13 +192,8 @@ def _build_face_model(options: argparse.Namespace) -> int:
 # -- their parts ---------------------------------------------------------------------------------
 
 
-def _load(options: argparse.Namespace) -> tuple[dict[str, "Reconstructor"], "FaceDetector"]:
+def _load(options: argparse.Namespace) -> tuple[dict[str, Reconstructor], FaceDetector]:
     """The models by label (unique, fit for a folder's name), and the detector they share."""
-    import torch
-
-    from cest.detection import FaceDetector
-    from cest.reconstruction import Reconstructor
-
     sources = options.model or _released_models()
     try:
         device = torch.device(options.device) if options.device else None
@@ -247,14 +240,12 @@ def _photos(paths: Sequence[Path]) -> list[Path]:
 
 def _for_each_photo(
     options: argparse.Namespace,
-    work: Callable[[Path, "np.ndarray", Path], Iterable[str]],
+    work: Callable[[Path, np.ndarray, Path], Iterable[str]],
 ) -> int:
     """Work through the photos; one that fails does not stop the others, and is listed at the end.
 
     work: (path, pixels, folder for its results) -> lines to print.
     """
-    from tqdm import tqdm
-
     photos = _photos(options.photos)
     failures: list[str] = []
     taken: set[str] = set()
@@ -288,10 +279,8 @@ def _about(photo: Path, action: Callable):
         raise PhotoError(f"{photo}: {error}") from error
 
 
-def _folder_for(stem: str, pixels: "np.ndarray", output: Path, taken: set[str]) -> Path:
+def _folder_for(stem: str, pixels: np.ndarray, output: Path, taken: set[str]) -> Path:
     """A folder for a photo's results: its stem, numbered if another photo's results are there."""
-    import hashlib
-
     digest = hashlib.sha256(pixels).hexdigest()
     for number in itertools.count(1):
         folder = output / (stem if number == 1 else f"{stem}-{number}")
@@ -310,7 +299,7 @@ def _is_of(record: Path, digest: str) -> bool:
         return False
 
 
-def _face_label(label: str, result: "Reconstruction", face: str | int) -> str:
+def _face_label(label: str, result: Reconstruction, face: str | int) -> str:
     return label if face == "largest" else f"{label}-face{result.index}"
 
 
@@ -319,25 +308,9 @@ def _unused(label: str, taken: Iterable[str]) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _array(picture) -> "np.ndarray":
-    import numpy as np
-
-    return np.asarray(picture)
-
-
 def _io_sentence(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or str(error).rstrip('.')}."
-
-
-def _is_expected(error: ValueError) -> bool:
-    """Whether the message was written for the person at the command line."""
-    from cest.configuration import CheckpointError
-    from cest.detection import DetectorError
-    from cest.lighting import LightError
-
-    expected = (UsageError, PhotoError, CheckpointError, DetectorError, LightError)
-    return isinstance(error, expected)
 
 
 if __name__ == "__main__":

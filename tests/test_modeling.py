@@ -161,7 +161,7 @@ def test_absent_checkpoints_are_refused(tmp_path):
 
 def test_unreachable_hub_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="cannot be reached|could not be loaded"):
+    with pytest.raises(CheckpointError, match=r"cannot be reached|could not be loaded"):
         FaceEstimator.from_pretrained("nobody/nothing", cache_dir=tmp_path)
 
 

@@ -1,4 +1,4 @@
-import itertools
+from itertools import pairwise
 
 import pytest
 import torch
@@ -85,8 +85,8 @@ def test_parameter_counts_follow_from_the_tables():
         assert count_parameters(Encoder(inputs, outputs, c)) == expected
     down, up = (3, 64, 64, 128, 128, 256, 256), (256, 256, 128, 128, 64, 64)
     expected = (
-        sum(convolution(i, o, 4) + convolution(o, o, 3) for i, o in itertools.pairwise(down))
-        + sum(convolution(i, o, 3) + convolution(o, o, 3) for i, o in itertools.pairwise(up))
+        sum(convolution(i, o, 4) + convolution(o, o, 3) for i, o in pairwise(down))
+        + sum(convolution(i, o, 3) + convolution(o, o, 3) for i, o in pairwise(up))
         + convolution(64, 3, 3)
         + (3 * 3 * 9 + 3)
     )

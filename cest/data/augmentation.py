@@ -69,9 +69,18 @@ class Similarity:
 
 # iBUG landmark i of a mirrored face is landmark MIRRORED_LANDMARKS[i] of the face.
 MIRRORED_LANDMARKS = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, *range(35, 30, -1)]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)]
+    [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        *range(27, 31),
+        *range(35, 30, -1),
+        *(45, 44, 43, 42, 47, 46),
+        *(39, 38, 37, 36, 41, 40),
+        *range(54, 47, -1),
+        *range(59, 54, -1),
+        *range(64, 59, -1),
+        *range(67, 64, -1),
+    ]
 )
 
 

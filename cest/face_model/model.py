@@ -91,6 +91,32 @@ def content_hash(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def face_origin(mean: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Where in `mean` (K, 3) the origin (3,) of the face frame is.
+
+    On the symmetry plane, in the middle of the landmarks' height, half-way in depth between the tip
+    of the nose and the ends of the jaw before the ears.
+    """
+    points = mean[landmarks]
+    across = (points[0, 0] + points[16, 0]) / 2
+    height = (points[:, 1].min() + points[:, 1].max()) / 2
+    return np.array([across, height, (points[30, 2] + points[[0, 16], 2].mean()) / 2])
+
+
+def column_by_column(matrix: np.ndarray) -> np.ndarray:
+    """`matrix` (R, C) in its own shape, but with its entries in column-major order.
+
+    How the file stores the actions' coefficients: one expression direction after the other, as the
+    basis is. `from_columns` undoes it.
+    """
+    return matrix.reshape(-1, order="F").reshape(matrix.shape)
+
+
+def from_columns(stored: np.ndarray) -> np.ndarray:
+    """The matrix (R, C) that `column_by_column` stored."""
+    return np.ascontiguousarray(stored.reshape(-1).reshape(stored.shape, order="F"))
+
+
 def symmetric_uv(uv: np.ndarray, mirror: np.ndarray) -> np.ndarray:
     """`uv` (K, 2) rounded to float32 such that u of a vertex and of its mirror add up to 1."""
     result = np.round(uv / UV_GRID) * UV_GRID
@@ -104,8 +130,8 @@ def load_face_model(name_or_path: str | Path = "open", level: int = 0) -> FaceMo
     """Load a face model.
 
     "open" is the one that comes with the package; its `level` of detail is 0 (2.5 k vertices), 1
-    (10 k) or 2 (40 k). A path to a `.mat` file is read as the Basel Face Model 2009, one to a `.npz`
-    file as GNM Head, one to a `.safetensors` file as what `cest face-model build` wrote.
+    (10 k) or 2 (40 k). A path to a `.mat` file is read as the Basel Face Model 2009, one to a
+    `.npz` file as GNM Head, one to a `.safetensors` file as what `cest face-model build` wrote.
 
     Raises FileNotFoundError or ValueError with what to do about it.
     """
@@ -135,10 +161,15 @@ def _load_open(path: Path, level: int) -> FaceModel:
         raise FileNotFoundError(f"No face model at {path}: build it with `cest face-model build`.")
     try:
         arrays = load_file(path)
-        quads, mirror, parts = (arrays[key].astype(np.int64) for key in ("quads", "mirror", "parts"))
+        quads, mirror, parts = (
+            arrays[key].astype(np.int64) for key in ("quads", "mirror", "parts")
+        )
         shapes = np.concatenate([arrays["mean"][None], arrays["basis"]]).astype(np.float32)
         uv, action_names = arrays["uv"].astype(np.float64), bytes(arrays["action_names"]).decode()
-        coefficients, landmarks = arrays["actions"], arrays["landmarks"].astype(np.int64)
+        coefficients, landmarks = (
+            from_columns(arrays["actions"]),
+            arrays["landmarks"].astype(np.int64),
+        )
         deviations, n_identity = arrays["standard_deviations"], int(arrays["n_identity"][0])
     except (SafetensorError, KeyError) as error:
         raise ValueError(

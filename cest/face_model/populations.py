@@ -50,9 +50,7 @@ class Population:
     targets: FloatArray
 
 
-def random_adults(
-    mesh: MakeHuman, crop: Crop, count: int, rng: np.random.Generator
-) -> Population:
+def random_adults(mesh: MakeHuman, crop: Crop, count: int, rng: np.random.Generator) -> Population:
     """Draw `count` adults: displacements from the base mesh."""
     macro_weights, macro_targets = _macro_changes(mesh, crop, count, rng)
     local_weights, local_targets = _local_changes(mesh, crop, count, rng)
@@ -151,9 +149,7 @@ def align(shapes: FloatArray, weights: FloatArray, rounds: int = 3) -> FloatArra
     return shapes
 
 
-def random_expressions(
-    names: list[str], count: int, rng: np.random.Generator
-) -> FloatArray:
+def random_expressions(names: list[str], count: int, rng: np.random.Generator) -> FloatArray:
     """Weights (count, len(names)) in [0, 1] of ARKit actions: a few active at once.
 
     Both sides of a paired action mostly move together; lids close in a third of the samples;
@@ -163,7 +159,9 @@ def random_expressions(
     features = sorted({name.removesuffix("Left").removesuffix("Right") for name in names})
     directions = {"jawLeft", "jawRight", "mouthLeft", "mouthRight"}
     for feature in features:
-        sides = [i for i, n in enumerate(names) if n in (feature, feature + "Left", feature + "Right")]
+        sides = [
+            i for i, n in enumerate(names) if n in (feature, feature + "Left", feature + "Right")
+        ]
         active = rng.random(count) < {"eyeBlink": 0.3, "jawOpen": 0.4, "mouthSmile": 0.35}.get(
             feature, 0.12
         )

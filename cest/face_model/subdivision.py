@@ -52,9 +52,7 @@ def subdivide(quads: IntArray, mirror: IntArray) -> Subdivision:
     midpoints = table(np.repeat(edge_ids, 2, 1), edges, 0.5, (e, k))
     faces_at_edge = table(edge_of, np.repeat(face_ids, 4, 1), 1.0, (e, f))
     inner = diags_array((~border).astype(float))
-    edge_points = (
-        midpoints - inner @ midpoints * 0.5 + inner @ (faces_at_edge @ face_points) * 0.25
-    )
+    edge_points = midpoints - inner @ midpoints * 0.5 + inner @ (faces_at_edge @ face_points) * 0.25
 
     # Old vertices: (average face point + 2 average edge midpoint + (n - 3) itself) / n inside,
     # (left + 6 itself + right) / 8 on a boundary.
@@ -75,14 +73,14 @@ def subdivide(quads: IntArray, mirror: IntArray) -> Subdivision:
 
     edge_at = k + edge_of
     centre = k + e + face_ids[:, 0]
-    finer = [
-        np.stack([quads[:, i], edge_at[:, i], centre, edge_at[:, i - 1]], 1) for i in range(4)
-    ]
+    finer = [np.stack([quads[:, i], edge_at[:, i], centre, edge_at[:, i - 1]], 1) for i in range(4)]
     return Subdivision(
         csr_array(vstack([old_points, edge_points, face_points])),
         csr_array(vstack([diags_array(np.ones(k)), midpoints, face_points])),
         np.stack(finer, 1).reshape(-1, 4),
-        np.concatenate([mirror, k + _match(mirror[edges], edges), k + e + _match(mirror[quads], quads)]),
+        np.concatenate(
+            [mirror, k + _match(mirror[edges], edges), k + e + _match(mirror[quads], quads)]
+        ),
         np.concatenate([np.repeat(np.arange(k)[:, None], 4, 1), np.repeat(edges, 2, 1), quads]),
     )
 
