@@ -57,14 +57,14 @@ def checkpoint(name: str) -> str:
 def reconstruct(reconstructor: Reconstructor, photo: str | None) -> tuple:
     """A photo's largest face: overlay, mesh, photometric error, strip, files to download."""
     if photo is None:
-        raise gr.Error("Choose a photo first.", title="No photo", print_exception=False)
+        raise gr.Error("Choose a photo first.", print_exception=False)
     try:
         (face,) = reconstructor.reconstruct(photo, face="largest")
     except PhotoError as error:
         # A person knows the photo by its name, not by where the server keeps it; and a name is
         # text, whereas Gradio takes a message for HTML.
         message = html.escape(str(error).replace(photo, Path(photo).name))
-        raise gr.Error(message, title="Not this photo", print_exception=False) from None
+        raise gr.Error(message, print_exception=False) from None
     with tempfile.TemporaryDirectory(prefix="cest-") as folder:
         files = {path.name: path for path in face.save(folder)}
         objects = [files[name] for name in ("face.obj", "face.mtl", "albedo.png")]
@@ -157,6 +157,7 @@ def build(reconstructors: dict[str, Reconstructor]) -> gr.Blocks:
                 photo,
                 outputs[name],
                 api_name=name.lower(),
+                show_progress_on=meshes[name],
                 concurrency_id="models",
             ).success
     return page

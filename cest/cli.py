@@ -64,21 +64,31 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, required=True, metavar="DIR", help="where results go"
     )
     common.add_argument(
-        "--model", nargs="+", action="extend", default=[], metavar="PATH_OR_ID",
+        "--model",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH_OR_ID",
         help="checkpoint folders or Hub ids; default: the released CEST and IEST",
     )
     common.add_argument(
-        "--face", type=_face, default="largest", metavar="all|largest|N",
+        "--face",
+        type=_face,
+        default="largest",
+        metavar="all|largest|N",
         help="which faces of a photo; N counts from 0, the largest (default: largest)",
     )
     common.add_argument("--device", help="of torch, such as cpu or cuda; default: a GPU if any")
     common.add_argument(
-        "--detector", metavar="FILE",
+        "--detector",
+        metavar="FILE",
         help='a YuNet .onnx file, or "embedded" (default: YuNet from the Hub, else embedded)',
     )
 
     reconstruct = commands.add_parser(
-        "reconstruct", parents=[common], allow_abbrev=False,
+        "reconstruct",
+        parents=[common],
+        allow_abbrev=False,
         help="meshes, textures, overlays and parameters of the faces in photos",
     )
     reconstruct.set_defaults(run=_reconstruct)
@@ -87,12 +97,17 @@ def _parser() -> argparse.ArgumentParser:
         "relight", parents=[common], allow_abbrev=False, help="the photos under another light"
     )
     relight.add_argument(
-        "--light", action="append", default=[],
+        "--light",
+        action="append",
+        default=[],
         choices=LIGHT_NAMES,
         help="a light at that side of the picture; may be repeated",
     )
     relight.add_argument(
-        "--light-direction", nargs=3, type=float, metavar=("X", "Y", "Z"),
+        "--light-direction",
+        nargs=3,
+        type=float,
+        metavar=("X", "Y", "Z"),
         help="towards the light: x right, y up, z to the viewer",
     )
     relight.add_argument(
@@ -133,53 +148,58 @@ def _reconstruct(options: argparse.Namespace) -> int:
                 target = folder / _face_label(label, result, options.face)
                 result.save(target)
                 yield (
-                    f"{photo.name}: {target} (photometric error "
-                    f"{result.photometric_error:.1f}/255)"
+                    f"{photo.name}: {target} (photometric error {result.photometric_error:.1f}/255)"
                 )
 
     return _for_each_photo(options, work)
 
 
 def _relight(options: argparse.Namespace) -> int:
-    lights = {name: named_light(name) for name in options.light}
+    made_up = {name: named_light(name) for name in options.light}
     if options.light_direction is not None:
-        lights["direction"] = directional_light(options.light_direction)
+        made_up["direction"] = directional_light(options.light_direction)
+    measured = {}
     if options.sh is not None:
-        lights[options.sh.stem] = read_light(options.sh)
-    if not lights and options.light_from is None:
+        measured[f"sh-{options.sh.stem}"] = read_light(options.sh)
+    donor = options.light_from
+    if not made_up and not measured and donor is None:
         raise UsageError("Give a light: --light, --light-direction, --sh or --light-from.")
     models, detector = _load(options)
     borrowed = {}
-    if options.light_from is not None:
+    if donor is not None:
         for label, model in models.items():
-            (donor,) = _about(options.light_from, lambda m=model: m.reconstruct(options.light_from))
-            borrowed[label] = {f"from-{options.light_from.stem}": donor.illumination}
+            (face,) = _about(donor, lambda m=model: m.reconstruct(donor))
+            borrowed[label] = {f"from-{donor.stem}": face.illumination}
 
     def work(photo: Path, pixels: np.ndarray, folder: Path) -> Iterable[str]:
         faces = detector.detect(pixels)
         for label, model in models.items():
-            chosen: dict[str, torch.Tensor] = lights | borrowed.get(label, {})
             for result in model.reconstruct(pixels, options.face, faces=faces):
+                as_bright = {name: light * result.exposure for name, light in made_up.items()}
                 target = folder / _face_label(label, result, options.face)
-                target.mkdir(parents=True, exist_ok=True)
-                shown = {"input": Image.fromarray(pixels), "estimated light": result.overlay()}
-                for name, light in chosen.items():
-                    shown[name] = result.relight(light)
-                    shown[name].save(target / f"relit-{name}.png")
-                cut = [
-                    (name, Image.fromarray(
-                        crop_image(np.asarray(picture), result.crop, 2 * PANEL_SIZE)))
-                    for name, picture in shown.items()
-                ]
-                labelled_row(cut).save(target / "relit.png")
-                record = {
-                    "photo": result.describe()["photo"],
-                    "lights": {name: light.tolist() for name, light in chosen.items()},
-                }
-                (target / "lights.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+                _save_relit(result, as_bright | measured | borrowed.get(label, {}), target)
                 yield f"{photo.name}: {target}"
 
     return _for_each_photo(options, work)
+
+
+def _save_relit(result: Reconstruction, lights: dict[str, torch.Tensor], folder: Path) -> None:
+    """relit-NAME.png for each light (9,), a sheet of them, and the lights themselves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {"input": Image.fromarray(result.photo), "estimated light": result.overlay()}
+    for name, light in lights.items():
+        shown[name] = result.relight(light)
+        shown[name].save(folder / f"relit-{name}.png")
+    faces = [
+        (name, Image.fromarray(crop_image(np.asarray(picture), result.crop, 2 * PANEL_SIZE)))
+        for name, picture in shown.items()
+    ]
+    labelled_row(faces).save(folder / "relit.png")
+    record = {
+        "photo": result.describe()["photo"],
+        "lights": {name: light.tolist() for name, light in lights.items()},
+    }
+    (folder / "lights.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def _build_face_model(options: argparse.Namespace) -> int:

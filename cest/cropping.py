@@ -58,8 +58,9 @@ def crop_image(photo: np.ndarray, crop: SquareCrop, size: int) -> np.ndarray:
     corners = crop.corners()
     # Only the part of the photo under the crop is touched: photos can be large.
     left, top = np.clip(np.floor(corners.min(0)).astype(int) - 2, 0, (width - 1, height - 1))
-    right, bottom = np.clip(np.ceil(corners.max(0)).astype(int) + 2, (left + 1, top + 1),
-                            (width, height))
+    right, bottom = np.clip(
+        np.ceil(corners.max(0)).astype(int) + 2, (left + 1, top + 1), (width, height)
+    )
     part = photo[top:bottom, left:right]
     shrink = np.array([1.0, 1.0])
     if crop.size > 2 * size:
@@ -73,7 +74,10 @@ def crop_image(photo: np.ndarray, crop: SquareCrop, size: int) -> np.ndarray:
     matrix = matrix / shrink[:, None]
     matrix[:, 2] -= 0.5
     return cv2.warpAffine(
-        part, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        part,
+        matrix,
+        (size, size),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
 

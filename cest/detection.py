@@ -228,7 +228,10 @@ def _turn_back(face: DetectedFace, quarters: int, shape: tuple[int, ...]) -> Det
     return DetectedFace(
         box=(*map(float, corners.min(0)), *map(float, corners.max(0))),
         score=face.score,
-        crop=SquareCrop(*map(float, center), face.crop.size,
-                        math.remainder(face.crop.angle - quarters * math.pi / 2, 2 * math.pi)),
+        crop=SquareCrop(
+            *map(float, center),
+            face.crop.size,
+            math.remainder(face.crop.angle - quarters * math.pi / 2, 2 * math.pi),
+        ),
         landmarks=None if face.landmarks is None else back(face.landmarks),
     )

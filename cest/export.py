@@ -76,13 +76,16 @@ def write_obj(mesh: trimesh.Trimesh, path: Path, texture: Path) -> None:
     plain = mesh.copy()
     plain.visual = trimesh.visual.TextureVisuals(uv=mesh.visual.uv, material=material)
     text = trimesh.exchange.obj.export_obj(
-        plain, include_normals=True, include_texture=True, write_texture=False,
-        mtl_name=path.with_suffix(".mtl").name, header="Units: metres. +y up, +z to the viewer.",
+        plain,
+        include_normals=True,
+        include_texture=True,
+        write_texture=False,
+        mtl_name=path.with_suffix(".mtl").name,
+        header="Units: metres. +y up, +z to the viewer.",
     )
     path.write_text(text, encoding="utf-8")
     path.with_suffix(".mtl").write_text(
-        "newmtl albedo\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\n"
-        f"map_Kd {texture.name}\n",
+        f"newmtl albedo\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {texture.name}\n",
         encoding="utf-8",
     )
 
@@ -90,7 +93,11 @@ def write_obj(mesh: trimesh.Trimesh, path: Path, texture: Path) -> None:
 def write_ply(mesh: trimesh.Trimesh, path: Path, colours: np.ndarray) -> None:
     """Write a binary PLY with a colour (K, 3) uint8 sRGB at each vertex."""
     coloured = trimesh.Trimesh(
-        vertices=mesh.vertices, faces=mesh.faces, vertex_normals=mesh.vertex_normals,
-        vertex_colors=colours, process=False, validate=False,
+        vertices=mesh.vertices,
+        faces=mesh.faces,
+        vertex_normals=mesh.vertex_normals,
+        vertex_colors=colours,
+        process=False,
+        validate=False,
     )
     Path(path).write_bytes(trimesh.exchange.ply.export_ply(coloured, vertex_normal=True))

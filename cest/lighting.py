@@ -15,10 +15,10 @@ from torch import Tensor
 from cest.geometry import ambient_illumination, sh_basis
 
 DIRECTIONS = {
-    "left": (-1.0, 0.2, 0.4),
-    "right": (1.0, 0.2, 0.4),
-    "top": (0.0, 1.0, 0.4),
-    "bottom": (0.0, -1.0, 0.4),
+    "left": (-1.0, 0.2, 0.6),
+    "right": (1.0, 0.2, 0.6),
+    "top": (0.0, 1.0, 0.6),
+    "bottom": (0.0, -1.0, 0.6),
     "front": (0.0, 0.0, 1.0),
 }
 """Named lights: the side of the *picture* they stand on. "ambient" is the one without direction."""
@@ -34,7 +34,7 @@ class LightError(ValueError):
 
 
 def directional_light(
-    direction: Sequence[float], strength: float = 0.9, ambient: float = 0.25
+    direction: Sequence[float], strength: float = 1.0, ambient: float = 0.25
 ) -> Tensor:
     """A far light over some ambient light.
 

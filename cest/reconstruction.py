@@ -20,7 +20,7 @@ from cest.cropping import SquareCrop, crop_from_landmarks, crop_image
 from cest.detection import DetectedFace, FaceDetector
 from cest.export import METRES_PER_UNIT, textured_mesh, write_glb, write_obj, write_ply
 from cest.face_model import FaceModel, load_face_model
-from cest.geometry import project, rotate
+from cest.geometry import project, rotate, sh_basis
 from cest.lighting import roll_light
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import photometric_error
@@ -111,6 +111,16 @@ class Reconstruction:
         """(9,) spherical harmonics in the photo's axes, whatever the crop's angle."""
         return roll_light(self.parameters.illumination[0], self.crop.angle)
 
+    @property
+    def exposure(self) -> float:
+        """Shading of a surface that faces the viewer, under the estimated light.
+
+        Albedo and light are known up to a common factor only; lights that are made up are
+        multiplied by this, to be as bright as the photo's own.
+        """
+        facing = torch.tensor([0.0, 0.0, 1.0])
+        return float(sh_basis(facing) @ self.parameters.illumination[0])
+
     @cached_property
     def photometric_error(self) -> float:
         """Mean |I - Î| over the pixels of the crop that the face covers; 0 to 255."""
@@ -159,7 +169,10 @@ class Reconstruction:
         triangles = self.face_model.triangles
         normals = rotate(vertex_normals(self.vertices, triangles), self.parameters.viewpoint)
         surface = rasterize_surface(
-            torch.from_numpy(frame).float()[None], normals, triangles, self.face_model.uv,
+            torch.from_numpy(frame).float()[None],
+            normals,
+            triangles,
+            self.face_model.uv,
             (rows, columns),
         )
         # Normals are in the crop's axes, so the light is turned into them.
@@ -214,9 +227,7 @@ class Reconstruction:
                 "rotation": p.viewpoint[0, 1:4].tolist(),
                 "translation": p.viewpoint[0, 4:7].tolist(),
             },
-            "identity_coefficients": p.shape_coefficients[
-                0, : self.face_model.n_identity
-            ].tolist(),
+            "identity_coefficients": p.shape_coefficients[0, : self.face_model.n_identity].tolist(),
             "expression_coefficients": p.shape_coefficients[
                 0, self.face_model.n_identity :
             ].tolist(),
@@ -380,7 +391,7 @@ def _finer_open_model() -> FaceModel:
 
 
 def choose_faces(crops: list[SquareCrop], face: str | int) -> list[tuple[int, SquareCrop]]:
-    """"largest", "all" or a number -> (number, crop) of those; raises NoFaceError."""
+    """ "largest", "all" or a number -> (number, crop) of those; raises NoFaceError."""
     if not crops:
         raise NoFaceError(
             "No face was found; give a photo in which a face is larger and less turned away."

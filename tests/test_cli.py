@@ -35,8 +35,18 @@ def run(models, tmp_path, capsys):
     """Runs `cest ...` with a tiny model; gives status, stdout and stderr."""
 
     def call(command: str, *arguments: object, model: list[str] | None = None):
-        given = [command, "--model", *(model or models[:1]), "-o", str(tmp_path / "out"),
-                 "--device", "cpu", "--detector", "embedded", *map(str, arguments)]
+        given = [
+            command,
+            "--model",
+            *(model or models[:1]),
+            "-o",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+            "--detector",
+            "embedded",
+            *map(str, arguments),
+        ]
         try:
             status = cli.main(given)
         except SystemExit as stop:
@@ -99,7 +109,8 @@ def test_all_faces(run, tmp_path):
     Image.fromarray(np.concatenate([face, face[:, ::-1]], 1)).save(tmp_path / "two.png")
     assert run("reconstruct", tmp_path / "two.png", "--face", "all")[0] == 0
     assert sorted(p.name for p in (tmp_path / "out" / "two").iterdir()) == [
-        "cest-face0", "cest-face1",
+        "cest-face0",
+        "cest-face1",
     ]
     status, _, err = run("reconstruct", tmp_path / "two.png", "--face", 5)
     assert status == 1
@@ -110,11 +121,23 @@ def test_relight(run, tmp_path):
     light = tmp_path / "mine.json"
     light.write_text(json.dumps([3.0, 0, 0, 1, 0, 0, 0, 0, 0]))
     status, _, err = run(
-        "relight", PHOTO, "--light", "left", "--light", "right", "--light-direction", 0, 1, 1,
-        "--sh", light, "--light-from", PHOTO,
+        "relight",
+        PHOTO,
+        "--light",
+        "left",
+        "--light",
+        "right",
+        "--light-direction",
+        0,
+        1,
+        1,
+        "--sh",
+        light,
+        "--light-from",
+        PHOTO,
     )
     assert (status, err) == (0, "")
-    names = ["left", "right", "direction", "mine", "from-astronaut"]
+    names = ["left", "right", "direction", "sh-mine", "from-astronaut"]
     folder = tmp_path / "out" / "astronaut" / "cest"
     assert found(folder) == sorted(
         ["lights.json", "relit.png", *(f"relit-{name}.png" for name in names)]

@@ -116,10 +116,10 @@ def test_crop_from_landmarks_turns_with_the_face(angle):
 
 
 def assert_is_the_face(crop: SquareCrop, center, size, angle):
-    """Within a fifth of the face and 20 degrees: what estimators are trained to put right."""
+    """Within a fifth of the face and 22 degrees: what estimators are trained to put right."""
     assert math.hypot(crop.center_x - center[0], crop.center_y - center[1]) < 0.2 * size
     assert 1.65 * size * 0.75 < crop.size < 1.65 * size * 1.33
-    assert abs(math.remainder(crop.angle - angle, 2 * math.pi)) < math.radians(20)
+    assert abs(math.remainder(crop.angle - angle, 2 * math.pi)) < math.radians(22)
 
 
 @pytest.mark.parametrize("model", DETECTORS)
@@ -170,8 +170,13 @@ def test_twelve_faces_of_many_sizes(astronaut, model):
             face, (side, side), interpolation=cv2.INTER_AREA
         )
         scale = side / 180
-        expected.append((x + (FACE_CENTER[0] - 130) * scale, y + (FACE_CENTER[1] - 40) * scale,
-                         FACE_SIZE * scale))
+        expected.append(
+            (
+                x + (FACE_CENTER[0] - 130) * scale,
+                y + (FACE_CENTER[1] - 40) * scale,
+                FACE_SIZE * scale,
+            )
+        )
     found = FaceDetector(model).detect(photo)
     assert len(found) == 12
     sizes = [face.crop.size for face in found]

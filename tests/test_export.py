@@ -37,14 +37,20 @@ def mesh(albedo) -> trimesh.Trimesh:
 def colour_at(picture: Image.Image, u: float, v: float) -> tuple[int, ...]:
     """The texel at OBJ coordinates: v up from the last row."""
     return picture.convert("RGB").getpixel(
-        (min(int(u * picture.width), picture.width - 1),
-         min(int((1 - v) * picture.height), picture.height - 1))
+        (
+            min(int(u * picture.width), picture.width - 1),
+            min(int((1 - v) * picture.height), picture.height - 1),
+        )
     )
 
 
 def corners_are_right(vertices: np.ndarray, uv: np.ndarray, picture: Image.Image) -> None:
-    expected = {(-1, 1): (255, 0, 0), (1, 1): (0, 255, 0), (-1, -1): (0, 0, 255),
-                (1, -1): (255, 255, 255)}
+    expected = {
+        (-1, 1): (255, 0, 0),
+        (1, 1): (0, 255, 0),
+        (-1, -1): (0, 0, 255),
+        (1, -1): (255, 255, 255),
+    }
     seen = 0
     for vertex, (u, v) in zip(vertices, uv):
         key = tuple(np.sign(vertex[:2]).astype(int))
@@ -77,13 +83,13 @@ def test_glb_as_the_standard_reads_it(mesh, tmp_path):
     attributes = tree["meshes"][0]["primitives"][0]["attributes"]
     position = accessor(tree, binary, attributes["POSITION"], 3)
     np.testing.assert_allclose(position, VERTICES / 10, atol=1e-7)
-    np.testing.assert_allclose(
-        accessor(tree, binary, attributes["NORMAL"], 3), NORMALS, atol=1e-6
-    )
+    np.testing.assert_allclose(accessor(tree, binary, attributes["NORMAL"], 3), NORMALS, atol=1e-6)
     coordinates = accessor(tree, binary, attributes["TEXCOORD_0"], 2)
     np.testing.assert_allclose(coordinates, UV * [1, -1] + [0, 1], atol=1e-6)
-    assert not any("matrix" in node and node["matrix"] != np.eye(4).T.ravel().tolist()
-                   for node in tree["nodes"])
+    assert not any(
+        "matrix" in node and node["matrix"] != np.eye(4).T.ravel().tolist()
+        for node in tree["nodes"]
+    )
     (material,) = tree["materials"]
     surface = material["pbrMetallicRoughness"]
     assert surface["metallicFactor"] == 0

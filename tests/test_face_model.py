@@ -1,6 +1,7 @@
 """The face model: its data, its levels of detail, and the loaders of other models."""
 
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.io import savemat
 
 from cest.face_model import FaceModel, load_face_model
 from cest.face_model.landmarks import MIRRORED
-from cest.face_model.model import OPEN_MODEL, column_by_column, from_columns
+from cest.face_model.model import OPEN_MODEL
 from cest.face_model.subdivision import subdivide, triangulate
 from cest.rendering.rasterizer import rasterize
 
@@ -80,7 +81,7 @@ def test_sizes_and_types(level: FaceModel) -> None:
 def test_levels_are_nested_and_share_their_hash() -> None:
     models = [load_face_model("open", level=i) for i in range(3)]
     assert [m.n_vertices for m in models] == sorted(m.n_vertices for m in models)
-    for coarse, fine in zip(models, models[1:]):
+    for coarse, fine in pairwise(models):
         assert 3.8 < fine.n_vertices / coarse.n_vertices < 4.0
         assert fine.content_hash == coarse.content_hash
         assert torch.equal(fine.landmarks, coarse.landmarks)
@@ -88,9 +89,9 @@ def test_levels_are_nested_and_share_their_hash() -> None:
         assert torch.equal(fine.mirror[:k], coarse.mirror)
         assert torch.equal(fine.parts[:k], coarse.parts)
         assert torch.equal(fine.uv[:k], coarse.uv)
-        # Smoothing moves the landmarks by little: nowhere by a millimetre and a half.
-        moved = (fine.mean - 0)[coarse.landmarks] - coarse.mean[coarse.landmarks]
-        assert moved.norm(dim=1).max() < 0.015
+        # Smoothing moves jaw and brows, whose quads are a centimetre wide, by up to 3 mm.
+        moved = (fine.mean[fine.landmarks] - coarse.mean[coarse.landmarks]).norm(dim=1)
+        assert moved[:27].max() < 0.03 and moved[27:].max() < 0.01
 
 
 def test_mirror_is_exact(level: FaceModel) -> None:
@@ -198,8 +199,9 @@ def test_landmarks_are_where_ibug_puts_them(level: FaceModel) -> None:
     size = p.amax(0) - p.amin(0)
     assert 1.25 < size[0] < 1.45 and 1.2 < size[1] < 1.4
     assert (p.amax(0) + p.amin(0))[1].abs() < 0.02 and p[27:31, 0].abs().max() == 0
-    for ordered in ([*range(17)], [*range(17, 27)], [*range(31, 36)], [*range(48, 55)]):
+    for ordered in ([*range(1, 16)], [*range(17, 27)], [*range(31, 36)], [*range(48, 55)]):
         assert (p[ordered, 0].diff() > 0).all(), "image-left first"
+    assert (p[:9, 1].diff() < 0).all() and p[:2, 0].max() < p[2:17, 0].min()
     assert (p[27:31, 1].diff() < 0).all() and (p[27:31, 2].diff() > 0).all()
     assert p[30, 2] == p[:, 2].max() and p[8, 1] == p[:, 1].min()
     assert (p[17:27, 1] > p[36:48, 1].max()).all(), "brows above the eyes"
@@ -218,7 +220,7 @@ def test_actions_move_what_they_name(face_model: FaceModel) -> None:
     def moved(**strengths: float) -> torch.Tensor:
         return expression(face_model, **strengths)[face_model.landmarks] - rest
 
-    assert moved(jawOpen=1)[8, 1] < -0.2
+    assert moved(jawOpen=1)[8, 1] < -0.15
     smile = moved(mouthSmileLeft=1, mouthSmileRight=1)
     assert smile[54, 0] > 0.04 and smile[48, 0] < -0.04 and (smile[[48, 54], 1] > 0.03).all()
     assert (moved(browInnerUp=1)[[21, 22], 1] > 0.02).all()
@@ -300,12 +302,6 @@ def test_subdivision_keeps_planes_and_its_border() -> None:
 
 
 # Files
-
-
-def test_actions_round_trip() -> None:
-    matrix = np.arange(6.0).reshape(2, 3)
-    assert column_by_column(matrix).ravel().tolist() == [0, 3, 1, 4, 2, 5]
-    assert np.array_equal(from_columns(column_by_column(matrix)), matrix)
 
 
 def test_hash_tells_models_apart(tmp_path: Path) -> None:

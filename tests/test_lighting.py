@@ -44,8 +44,12 @@ def test_ambient_is_added():
 @pytest.mark.parametrize("name", LIGHT_NAMES)
 def test_named_lights_stand_where_they_say(name):
     normal = {
-        "left": (-1, 0, 0), "right": (1, 0, 0), "top": (0, 1, 0), "bottom": (0, -1, 0),
-        "front": (0, 0, 1), "ambient": (0, 0, 1),
+        "left": (-1, 0, 0),
+        "right": (1, 0, 0),
+        "top": (0, 1, 0),
+        "bottom": (0, -1, 0),
+        "front": (0, 0, 1),
+        "ambient": (0, 0, 1),
     }[name]
     toward = torch.tensor([normal, tuple(-v for v in normal)], dtype=torch.float32)
     near, far = sh_basis(toward) @ named_light(name)

@@ -188,8 +188,12 @@ def test_no_file_and_a_folder(tmp_path):
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((4, 4, 5), np.uint8), np.zeros(7, np.uint8), np.zeros((20, 20, 3), np.int64),
-     np.full((20, 20, 3), np.nan)],
+    [
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros(7, np.uint8),
+        np.zeros((20, 20, 3), np.int64),
+        np.full((20, 20, 3), np.nan),
+    ],
 )
 def test_arrays_that_are_no_picture(array):
     with pytest.raises(PhotoError):

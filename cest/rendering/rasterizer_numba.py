@@ -229,8 +229,7 @@ class _Barycentric(torch.autograd.Function):
             lambda first, last, total, start: _barycentric_backward_kernel(
                 *arrays, first, last, total, start
             ),
-            torch.zeros_like(projected, memory_format=torch.contiguous_format),
-            height, work=pix_to_face.numel(),
+            projected, height, work=pix_to_face.numel(),
         )  # fmt: skip
         return grad, None, None
 
@@ -357,8 +356,7 @@ class _Interpolate(torch.autograd.Function):
                 lambda first, last, total, start: _interpolate_attributes_backward_kernel(
                     faces, weights, corners, grad, first, last, total, start
                 ),
-                torch.zeros_like(attributes, memory_format=torch.contiguous_format),
-                height, work,
+                attributes, height, work,
             )  # fmt: skip
         return None, grad_barycentric, None, grad_attributes
 
@@ -432,14 +430,15 @@ def _over_rows(
 
 
 def _accumulate(
-    task: Callable[[int, int, Array, Array], None], grad: Tensor, height: int, work: int
+    task: Callable[[int, int, Array, Array], None], like: Tensor, height: int, work: int
 ) -> Tensor:
-    """Sum task(first, last, total, start) over the rows of a batch into grad (B, K, C).
+    """Sum task(first, last, total, start) over the rows of a batch into a new (B, K, C).
 
     A part of the rows that starts inside an image shares this image with the part before it, so
     it gets a `start` (K, C) of its own for it, added in afterwards, in order.
     """
-    (total,) = _numpy(grad)
+    # numpy's zeros, as torch's fill would wake torch's own threads, and ours wait for a core.
+    total = np.zeros(like.shape, like.detach().numpy().dtype)
     starts: dict[int, Array] = {}
     unused = np.empty((0, 0), total.dtype)
 
@@ -448,10 +447,10 @@ def _accumulate(
             starts[part] = np.zeros(total.shape[1:], total.dtype)
         task(first, last, total, starts.get(part, unused))
 
-    parts = _over_rows(part_task, len(grad), height, work)
+    parts = _over_rows(part_task, len(total), height, work)
     for part in sorted(starts):
         total[parts[part][0] // height] += starts[part]
-    return grad
+    return torch.from_numpy(total)
 
 
 def _numpy(*tensors: Tensor) -> tuple[Array, ...]:
