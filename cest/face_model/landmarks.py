@@ -15,21 +15,10 @@ from scipy.sparse import csr_array, identity
 
 from cest.face_model.crop import INNER_MOUTH, LIP_RINGS, SKIN, Crop
 from cest.face_model.makehuman import FloatArray, IntArray
+from cest.face_model.model import MIRRORED_LANDMARKS
 
 LID_RING = 3  # the lids' front edge
 LIP_CONTACT_RING = 2  # where the closed lips meet
-
-MIRRORED = np.concatenate(
-    [
-        np.arange(16, -1, -1),
-        np.arange(26, 16, -1),
-        np.arange(27, 31),
-        np.arange(35, 30, -1),
-        [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40],
-        [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65],
-    ]
-)
-"""The landmark that each of the 68 becomes in a mirrored image."""
 
 # Landmark: (x, y, z) dm from the middle between the inner eye corners.
 _OUTLINE = {
@@ -123,7 +112,7 @@ def place_landmarks(crop: Crop, shape: FloatArray) -> tuple[IntArray, csr_array]
                 slide[crop.mirror[vertex], crop.mirror[corner]] = share
 
     missing = found < 0
-    found[missing] = crop.mirror[found[MIRRORED[missing]]]
+    found[missing] = crop.mirror[found[MIRRORED_LANDMARKS[missing]]]
     return found, csr_array(slide)
 
 

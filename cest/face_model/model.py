@@ -19,6 +19,22 @@ OPEN_MODEL = Path(__file__).parent / "data" / "open.safetensors"
 MAX_LEVEL = 2
 UV_GRID = 2.0**-24  # u and 1 - u are both exact in float32 on this grid
 
+MIRRORED_LANDMARKS = np.array(
+    [
+        *range(16, -1, -1),
+        *range(26, 16, -1),
+        *range(27, 31),
+        *range(35, 30, -1),
+        *(45, 44, 43, 42, 47, 46),
+        *(39, 38, 37, 36, 41, 40),
+        *range(54, 47, -1),
+        *range(59, 54, -1),
+        *range(64, 59, -1),
+        *range(67, 64, -1),
+    ]
+)
+"""Landmark i of a mirrored face is landmark MIRRORED_LANDMARKS[i] of the face."""
+
 
 @dataclass(frozen=True)
 class FaceModel:

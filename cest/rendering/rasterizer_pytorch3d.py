@@ -2,8 +2,8 @@
 
 Its frame differs from ours in three ways: +x points left; the shorter side of the image spans
 [-1, 1] and the longer one more; z grows away from the viewer and must be positive. It computes
-in float32, gives pixels exactly on an edge to no triangle, and on the CPU tests every triangle
-for every pixel (seconds an image).
+in float32, gives pixels exactly on an edge to no triangle, drops triangles whose doubled area is
+less than 1e-8, and on the CPU tests every triangle for every pixel (seconds an image).
 """
 
 from __future__ import annotations
