@@ -3,11 +3,10 @@
     python app.py                                    serves http://127.0.0.1:7860
     GRADIO_SERVER_NAME=0.0.0.0 python app.py         serves other machines too
 
-CEST_MODEL and IEST_MODEL name other checkpoints: a folder or a Hub id.
+CEST_MODEL and IEST_MODEL name other checkpoints than this copy's own: a folder or a Hub id.
 """
 
 import html
-import os
 import sys
 import tempfile
 import zipfile
@@ -23,12 +22,10 @@ from cest.detection import DetectorError, FaceDetector
 from cest.modeling import FaceEstimator
 from cest.photo import PhotoError
 from cest.reconstruction import Reconstructor
+from cest.released import RELEASED, released_checkpoint
 
 ROOT = Path(__file__).parent
 EXAMPLE = ROOT / "cest" / "assets" / "astronaut.jpg"
-HUB_IDS = {"CEST": "cest-face/cest-small", "IEST": "cest-face/iest-small"}
-"""Where a model comes from when this copy has no model_card/cest or model_card/iest."""
-
 CAMERA = (90, 90, 0.32)
 """Of both viewers: degrees, degrees, metres; from the front (+z), at eye height."""
 CLEAN_UP = (600, 3600)
@@ -45,13 +42,6 @@ PRIVACY = """
 Of several faces the largest is taken. Photos and results are removed after an hour. Turn a face
 with the mouse; the wheel comes closer.
 """
-
-
-def checkpoint(name: str) -> str:
-    """Folder or Hub id: what the environment says, else this copy's own, else the Hub's."""
-    own = ROOT / "model_card" / name.lower()
-    default = str(own) if (own / "config.json").is_file() else HUB_IDS[name]
-    return os.environ.get(f"{name}_MODEL") or default
 
 
 def reconstruct(reconstructor: Reconstructor, photo: str | None) -> tuple:
@@ -167,10 +157,11 @@ def main() -> None:
     try:
         detector = FaceDetector()
         reconstructors = {
-            name: Reconstructor(
-                FaceEstimator.from_pretrained(checkpoint(name)), detector, name=name
+            # Named so that no path of the server gets into a visitor's files.
+            name.upper(): Reconstructor(
+                FaceEstimator.from_pretrained(released_checkpoint(name)), detector, name=name
             )
-            for name in HUB_IDS
+            for name in RELEASED
         }
     except (CheckpointError, DetectorError) as error:
         sys.exit(f"app.py: {error}")

@@ -22,10 +22,7 @@ from cest.lighting import LIGHT_NAMES, LightError, directional_light, named_ligh
 from cest.modeling import FaceEstimator
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
 from cest.reconstruction import PANEL_SIZE, Reconstruction, Reconstructor, labelled_row
-
-CHECKOUT_MODELS = Path(__file__).resolve().parent.parent / "model_card"
-"""Where a checkout keeps the released weights, a folder each."""
-RELEASED = ("cest", "iest")
+from cest.released import RELEASED, released_checkpoint
 
 
 class UsageError(ValueError):
@@ -66,11 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_argument(
         "--model",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="PATH_OR_ID",
-        help="checkpoint folders or Hub ids; default: the released CEST and IEST",
+        help="a checkpoint folder or Hub id; may be repeated; default: the released CEST and IEST",
     )
     common.add_argument(
         "--face",
@@ -127,11 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--model",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="PATH_OR_ID",
-        help="default: the released CEST and IEST",
+        help="may be repeated; default: the released CEST and IEST",
     )
     evaluate.add_argument("--frames", type=int, metavar="N", help="stop after so many")
     evaluate.set_defaults(run=_evaluate)
@@ -269,14 +264,7 @@ def _load(options: argparse.Namespace) -> tuple[dict[str, Reconstructor], FaceDe
 
 
 def _released_models() -> list[str]:
-    found = [
-        str(CHECKOUT_MODELS / name)
-        for name in RELEASED
-        if (CHECKOUT_MODELS / name / "config.json").is_file()
-    ]
-    if not found:
-        raise UsageError("There are no released weights here; name some with --model.")
-    return found
+    return [released_checkpoint(name) for name in RELEASED]
 
 
 def _photos(paths: Sequence[Path]) -> list[Path]:

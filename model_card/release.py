@@ -19,7 +19,6 @@ from cest.modeling import FaceEstimator
 from cest.networks import count_parameters
 
 HERE = Path(__file__).parent
-REPOSITORY = "https://github.com/cest-face/cest"
 # Name, key of `cest.evaluation.evaluate`, decimals.
 METRICS = (
     ("NME-68, %", "nme68", 2),
@@ -35,6 +34,7 @@ def main() -> None:
     parser.add_argument("--cest", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--iest", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--validation", required=True, help="held-out clips")
+    parser.add_argument("--owner", default="OWNER", help="on the Hub, for the cards' example")
     parser.add_argument("--training", type=Path, default=HERE / "training.md")
     parser.add_argument("--data", type=Path, default=HERE / "data.md")
     arguments = parser.parse_args()
@@ -49,6 +49,7 @@ def main() -> None:
         (folder / "evaluation.json").write_text(json.dumps(figures[name], indent=2) + "\n")
         card(
             models[name],
+            arguments.owner,
             figures[name],
             figures[other],
             arguments.training.read_text().strip(),
@@ -58,6 +59,7 @@ def main() -> None:
 
 def card(
     model: FaceEstimator,
+    owner: str,
     figures: dict[str, float],
     other: dict[str, float],
     training: str,
@@ -67,6 +69,7 @@ def card(
 
     Args:
         model: what the card is of.
+        owner: of its repository on the Hub.
         figures, other: evaluations of it and of its counterpart on the same clips.
         training, data: paragraphs on how and on what it was trained.
     """
@@ -86,8 +89,7 @@ def card(
         image_size=config.image_size,
         width=config.width,
         parameters=f"{count_parameters(model) / 1e6:.1f} M",
-        repo_id=f"cest-face/{name}-small",
-        repo_url=REPOSITORY,
+        repo_id=f"{owner}/{name}-small",
         face_model_hash=config.face_model_hash,
         frames=figures["frames"],
         metrics=[

@@ -142,18 +142,6 @@ def test_unusable_checkpoint_ends_the_app_with_one_sentence(tmp_path: Path) -> N
     assert "Traceback" not in str(caught.value)
 
 
-def test_default_checkpoints_are_those_of_this_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.setenv("CEST_MODEL", "somebody/else")
-    monkeypatch.delenv("IEST_MODEL", raising=False)
-    import app
-
-    assert app.checkpoint("CEST") == "somebody/else"
-    own = ROOT / "model_card" / "iest"
-    expected = str(own) if (own / "config.json").is_file() else app.HUB_IDS["IEST"]
-    assert app.checkpoint("IEST") == expected
-
-
 @pytest.mark.browser
 def test_upload_draws_both_meshes_and_gives_the_glb(page: Page, tmp_path: Path) -> None:
     page.locator("input[type=file]").first.set_input_files(PHOTO)

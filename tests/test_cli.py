@@ -39,8 +39,7 @@ def run(models, tmp_path, capsys):
     def call(command: str, *arguments: object, model: list[str] | None = None):
         given = [
             command,
-            "--model",
-            *(model or models[:1]),
+            *(part for source in model or models[:1] for part in ("--model", source)),
             "-o",
             str(tmp_path / "out"),
             "--device",
@@ -223,13 +222,13 @@ def test_a_full_disk(run, tmp_path):
 
 
 def test_released_models_are_the_default(monkeypatch, models, tmp_path, capsys):
-    monkeypatch.setattr(cli, "CHECKOUT_MODELS", Path(models[0]).parent)
+    monkeypatch.setattr("cest.released.CHECKOUT", Path(models[0]).parent)
     arguments = ["reconstruct", str(PHOTO), "-o", str(tmp_path), "--detector", "embedded"]
     assert cli.main(arguments) == 0
     assert sorted(p.name for p in (tmp_path / "astronaut").iterdir()) == ["cest", "iest"]
-    monkeypatch.setattr(cli, "CHECKOUT_MODELS", tmp_path / "nowhere")
+    monkeypatch.setattr("cest.released.CHECKOUT", tmp_path / "nowhere")
     assert cli.main(arguments) == 1
-    assert "name some with --model" in capsys.readouterr().err
+    assert "There are no released CEST weights here" in capsys.readouterr().err
 
 
 def test_evaluate_prints_figures_of_every_model(tiny_model, face_model, tmp_path, capsys):

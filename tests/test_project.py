@@ -27,7 +27,6 @@ def test_card_template_renders_for_both_models() -> None:
             width=0.5,
             parameters="2.3 million",
             repo_id=f"owner/{name}",
-            repo_url="https://example.org",
             face_model_hash="0123456789abcdef",
             frames=506,
             metrics=[
