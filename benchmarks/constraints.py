@@ -8,11 +8,14 @@ texture (its asymmetry and its change under relighting are the texture's) and th
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from cest.data import load_clips
+from cest.evaluation import evaluate
+from cest.modeling import FaceEstimator
 
 ROOT = Path(__file__).parent.parent
 FIGURES = (
@@ -41,7 +44,7 @@ def main() -> None:
 
 
 def run(constraints: str, arguments: argparse.Namespace, output: Path) -> dict[str, float]:
-    """Trains one model and returns its last evaluation."""
+    """Trains one model, or goes on with it, and returns its figures on the held-out clips."""
     folder = output / constraints
     subprocess.run(
         [
@@ -51,15 +54,15 @@ def run(constraints: str, arguments: argparse.Namespace, output: Path) -> dict[s
             f"output={folder}",
             f"clips={arguments.clips}",
             f"stills={arguments.stills}",
-            f"validation={arguments.validation}",
+            "validation=",
             f"steps={arguments.steps}",
-            f"evaluate_every={arguments.steps}",
             *("model.image_size=64", "model.width=0.25", f"objective.constraints={constraints}"),
         ],
         check=True,
     )
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return next(line for line in lines if line["kind"] == "validation")
+    return evaluate(
+        FaceEstimator.from_pretrained(folder / "model"), load_clips(arguments.validation)
+    )
 
 
 if __name__ == "__main__":

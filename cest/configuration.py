@@ -44,6 +44,8 @@ class FaceEstimatorConfig:
             )
         if self.image_size % 64 or self.image_size < 64:
             raise ValueError(f"image_size is {self.image_size}; it must be a multiple of 64.")
+        if self.face_model_level not in (0, 1, 2):
+            raise ValueError(f"face_model_level is {self.face_model_level}; it must be 0, 1 or 2.")
         if not 0 < self.width <= 4:
             raise ValueError(f"width is {self.width}; it must be above 0 and at most 4.")
 
@@ -68,6 +70,13 @@ class FaceEstimatorConfig:
                 f"{source} has fields this version of cest does not know: {', '.join(unknown)}; "
                 "update cest or give another checkpoint."
             )
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            allowed = (int, float) if kinds[name] is float else kinds[name]
+            if isinstance(value, bool) or not isinstance(value, allowed):
+                raise CheckpointError(
+                    f"{source} cannot be used: {name} is {value!r}, not a {kinds[name]}."
+                )
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:

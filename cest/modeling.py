@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelHubMixin, constants, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,8 +25,28 @@ from cest.rendering import (
     vertex_normals,
 )
 
+CARD = """---
+{{ card_data }}
+---
 
-@dataclass(frozen=True)
+# A {{ conditioning | upper }} checkpoint
+
+Estimates viewpoint, shape, reflectance and illumination of a face from one photo, after
+[Self-Supervised 3D Face Reconstruction via Conditional Estimation]({{ paper_url }}).
+
+```python
+from cest import Reconstructor
+
+(face,) = Reconstructor.from_pretrained("this repository or folder").reconstruct("photo.jpg")
+face.save("out")
+```
+
+Input {{ image_size }} × {{ image_size }} pixels, width {{ width }}, face model
+{{ face_model }} (`{{ face_model_hash[:12] }}…`). Who trained it, and on what, its owner has to say.
+"""
+
+
+@dataclass(frozen=True, eq=False)
 class FaceParameters:
     """What the estimator says of B images, and what follows from it.
 
@@ -58,9 +78,10 @@ class FaceEstimator(
     ModelHubMixin,
     library_name="cest",
     license="apache-2.0",
+    pipeline_tag="image-to-3d",
     tags=["3d-face-reconstruction", "relighting", "self-supervised"],
-    repo_url=None,
     paper_url="https://arxiv.org/abs/2110.04800",
+    model_card_template=CARD,
 ):
     """The four estimators f_v, f_s, f_r, f_ℓ (eq. 4), conditional or independent.
 
@@ -79,7 +100,13 @@ class FaceEstimator(
         super().__init__()
         config = config or FaceEstimatorConfig()
         if face_model is None:
-            face_model = load_face_model(config.face_model, level=config.face_model_level)
+            try:
+                face_model = load_face_model(config.face_model, level=config.face_model_level)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"The face model {config.face_model!r} does not ship with cest ({error}): load "
+                    "its file with load_face_model and give it as face_model."
+                ) from error
         if config.face_model_hash not in (None, face_model.content_hash):
             raise CheckpointError(
                 f"The weights belong to face model {config.face_model!r} with hash "
@@ -175,8 +202,16 @@ class FaceEstimator(
 
     # -- checkpoints -------------------------------------------------------------------------
 
+    def generate_model_card(self, **details: object) -> ModelCard:
+        """The card that save_pretrained writes where there is none."""
+        return super().generate_model_card(**self.config.to_dict(), **details)
+
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes config.json and model.safetensors, each whole or not at all."""
+        """Writes model.safetensors and config.json, each whole or not at all.
+
+        The mixin removes an old config.json before this, so a checkpoint that was being
+        overwritten when the process died is refused as incomplete, not loaded half new.
+        """
         tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
         config = json.dumps(self.config.to_dict(), indent=2) + "\n"
         write_atomically(

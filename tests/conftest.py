@@ -1,6 +1,6 @@
 import os
 
-# One thread a test process: the suite shares its two cores with what it starts.
+# Two threads, so that a large machine runs what a small one does.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -303,6 +303,11 @@ def test_subdivision_keeps_planes_and_its_border() -> None:
 # Files
 
 
+def test_models_are_compared_by_identity() -> None:
+    model, again = load_face_model(), load_face_model()
+    assert model == model and model != again and len({model, again}) == 2
+
+
 def test_hash_tells_models_apart(tmp_path: Path) -> None:
     arrays = load_file(OPEN_MODEL)
     save_file(arrays, tmp_path / "same.safetensors")
@@ -404,12 +409,39 @@ def test_bfm_is_read_in_our_units_and_frame(tmp_path: Path) -> None:
     assert torch.equal(model.uv[model.mirror, 0], 1 - model.uv[:, 0])
 
 
-def test_bfm_uses_the_uv_file_when_there_is_one(tmp_path: Path) -> None:
-    write_bfm(tmp_path)
-    uv = np.random.default_rng(1).uniform(size=(21 * 21 + 3, 2))
-    savemat(tmp_path / "BFM_UV.mat", {"UV": uv})
+@pytest.mark.parametrize("downwards", [False, True])
+def test_bfm_uses_the_uv_file_when_there_is_one(tmp_path: Path, downwards: bool) -> None:
+    said = write_bfm(tmp_path)
+    x, y, _ = said["points"].T
+    wanted = np.stack([0.5 + 0.6 * x - 0.1 * x * y, 0.45 + 0.4 * y + 0.1 * x**2], 1)
+    stored = np.stack([wanted[:, 0], 1 - wanted[:, 1]], 1) if downwards else wanted
+    savemat(tmp_path / "BFM_UV.mat", {"UV": np.concatenate([np.zeros((3, 2)), stored])})
     model = load_face_model(tmp_path / "01_MorphableModel.mat")
-    assert np.allclose(model.uv, uv[3:], atol=1e-7)
+    # Half a step of the grid of 2^-24 that it is rounded to.
+    assert np.allclose(model.uv.double(), wanted, rtol=0, atol=2.0**-25 * 1.01)
+    assert torch.equal(model.uv[model.mirror, 0], 1 - model.uv[:, 0])
+    assert (signed_uv_areas(model) > 0).all()
+
+
+def test_a_uv_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    x, y, _ = write_bfm(tmp_path)["points"].T
+    uv = np.concatenate([np.zeros((3, 2)), np.stack([0.5 + 0.6 * x, 0.5 + 0.5 * y], 1)])
+    wide = uv * [512, 512]
+    missing = np.where(np.arange(len(uv))[:, None] == 50, np.nan, uv)
+    turned = uv[:, ::-1] * [1, -1] + [0, 1]  # by a right angle: not symmetric about u = 1/2
+    shuffled = np.random.default_rng(1).permutation(uv)
+    for wrong, message in (
+        (wide, "between 0 and 1"),
+        (missing, "between 0 and 1"),
+        (turned, "turned over"),
+        (shuffled, "turned over"),
+    ):
+        savemat(tmp_path / "BFM_UV.mat", {"UV": wrong})
+        with pytest.raises(ValueError, match=message):
+            load_face_model(tmp_path / "01_MorphableModel.mat")
+    savemat(tmp_path / "BFM_UV.mat", {"UV": uv[:-1]})
+    with pytest.raises(ValueError, match="UV has shape"):
+        load_face_model(tmp_path / "01_MorphableModel.mat")
 
 
 def test_bad_bfm_files_are_refused(tmp_path: Path) -> None:

@@ -447,14 +447,24 @@ def test_backends_agree_on_every_pixel(device, dtype, cull, monkeypatch):
             torch.testing.assert_close(a.cpu(), b, atol=eps, rtol=eps)
 
 
-def test_default_backend_follows_the_device():
-    projected, triangles = dome()
-    assert same(
-        rasterize(projected, triangles, (16, 16)),
-        rasterize(projected, triangles, (16, 16), backend="numba"),
-    )
-    if torch.cuda.is_available():
-        assert rasterize(projected.cuda(), triangles, (16, 16)).depth.device.type == "cuda"
+@pytest.mark.parametrize(
+    "device, expected", [("cpu", "numba"), pytest.param("cuda", "torch", marks=needs_cuda)]
+)
+def test_default_backend_follows_the_device(device, expected, monkeypatch):
+    used = []
+
+    def spied(name, function):
+        return lambda *arguments: used.append(name) or function(*arguments)
+
+    for name, module in (("numba", rasterizer_numba), ("torch", rasterizer_torch)):
+        for function in ("rasterize", "interpolate"):
+            monkeypatch.setattr(module, function, spied(name, getattr(module, function)))
+    projected, triangles = dome(4)
+    projected = projected.to(device)
+    fragments = rasterize(projected, triangles, (16, 16))
+    interpolate(fragments, triangles, projected)
+    assert used == [expected, expected]
+    assert fragments.depth.device.type == device
 
 
 @pytest.mark.parametrize("cull", [True, False])

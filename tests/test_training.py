@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from cest.data import load_clips
 from cest.modeling import FaceEstimator
 from clip_factory import write_clips
 
@@ -18,6 +19,7 @@ TRAIN = Path(__file__).parent.parent / "train"
 sys.path.insert(0, str(TRAIN))
 
 from settings import Settings  # noqa: E402
+from train import Log  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def configuration(face_model, tmp_path_factory):
         "recipe": {"clips": 2, "frames": 2, "stills": 2, "relight": 0.3},
         "steps": 8,
         "warmup": 2,
-        "workers": 0,
+        "workers": 1,
         "log_every": 1,
         "picture_every": 4,
         "evaluate_every": 4,
@@ -118,15 +120,40 @@ def test_a_killed_run_goes_on_to_the_same_weights(configuration, finished, tmp_p
     [
         (["steps"], "is no override"),
         (["stepz=3"], "unknown key(s) stepz"),
+        (["steps=abc"], "steps is 'abc', not a number"),
+        (["steps.x=3"], "steps has no keys"),
+        (["log_every=0"], "log_every is 0"),
         (["model.conditioning=both"], "conditioning"),
         (["clips=absent.parquet"], "No clips could be read"),
     ],
 )
 def test_bad_settings_are_one_sentence(configuration, tmp_path, overrides, message):
-    result = launch(configuration, f"output={tmp_path}", *overrides)
+    with pytest.raises(ValueError) as caught:
+        settings = Settings.load(str(configuration), [f"output={tmp_path}", *overrides])
+        load_clips(settings.clips)
+    assert message in str(caught.value)
+
+
+def test_a_bad_setting_ends_the_command_with_that_sentence(configuration):
+    result = launch(configuration, "stepz=3")
     assert result.returncode != 0
     complaints = [line for line in result.stderr.splitlines() if line.startswith("train.py: ")]
-    assert len(complaints) == 1 and message in complaints[0]
+    assert len(complaints) == 1 and "unknown key(s) stepz" in complaints[0]
+
+
+def test_a_run_is_not_resumed_with_other_settings(finished, configuration):
+    same = Settings.load(str(configuration), ["steps=20"])
+    same.record(finished)
+    other = Settings.load(str(configuration), ["seed=1", "model.conditioning=iest"])
+    with pytest.raises(ValueError, match="another model, seed"):
+        other.record(finished)
+
+
+def test_half_a_line_of_metrics_does_not_stop_a_run(tmp_path):
+    whole = '{"kind": "train", "step": 1}\n'
+    (tmp_path / "metrics.jsonl").write_text(whole + '{"kind": "tr')
+    Log(tmp_path, start=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
 @pytest.mark.parametrize("path", sorted((TRAIN / "configs").glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,6 +1,7 @@
 """What a training run's YAML file says."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,46 @@ class Settings:
             target = values
             for parent in parents:
                 target = target.setdefault(parent, {})
+                if not isinstance(target, dict):
+                    raise ValueError(f"{override!r}: {parent} has no keys of its own.")
             target[last] = yaml.safe_load(value)
         return _build(cls, values, path)
+
+    def __post_init__(self) -> None:
+        for name in POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+
+    def record(self, output: Path) -> None:
+        """Writes settings.json on a run's first start; a later start must not contradict it.
+
+        Raises:
+            ValueError: the run in ``output`` was started with other settings, named.
+        """
+        path = output / "settings.json"
+        now = asdict(self)
+        if path.is_file():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            names = [n for n in now if n not in CHANGEABLE and now[n] != before.get(n)]
+            if names:
+                raise ValueError(
+                    f"{output} is a run with another {', '.join(names)}: give those of its "
+                    "settings.json, or another output."
+                )
+        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+
+
+POSITIVE = (
+    *("steps", "learning_rate", "gradient_norm", "log_every", "picture_every"),
+    *("evaluate_every", "evaluation_frames", "save_every", "keep"),
+)
+# What a run may be resumed with: how long, where it reads from now, and what it leaves behind.
+CHANGEABLE = frozenset(
+    (
+        *("output", "clips", "stills", "validation", "steps", "workers", "log_every"),
+        *("picture_every", "evaluate_every", "evaluation_frames", "save_every", "keep"),
+    )
+)
 
 
 def _build(kind: type, values: Any, where: str) -> Any:
@@ -85,7 +124,7 @@ def _build(kind: type, values: Any, where: str) -> Any:
     arguments = {
         name: _build(known[name].type, value, f"{where}: {name}")
         if is_dataclass(known[name].type)
-        else _number(value, known[name].type)
+        else _converted(value, known[name].type, f"{where}: {name}")
         for name, value in values.items()
     }
     try:
@@ -94,6 +133,14 @@ def _build(kind: type, values: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _number(value: Any, kind: Any) -> Any:
-    """YAML reads 1e-3 as text; a field that is a float gets a float."""
-    return float(value) if kind is float else value
+def _converted(value: Any, kind: Any, where: str) -> Any:
+    """YAML reads 1e-3 and 1e4 as text; a field that is a number gets a number."""
+    if kind not in (int, float):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{where} is {value!r}, not a number.") from None
+    if kind is int and number != int(number):
+        raise ValueError(f"{where} is {value!r}, not a whole number.")
+    return kind(number)

@@ -42,13 +42,16 @@ def train(settings: Settings) -> None:
     accelerator = Accelerator()
     set_seed(settings.seed)
     output = Path(settings.output)
+    output.mkdir(parents=True, exist_ok=True)
     model = FaceEstimator(settings.model).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
+    if accelerator.is_main_process:
+        settings.record(output)
     start = checkpoints.resume(accelerator, output / "checkpoints")
-    batches = batch_loader(settings, accelerator.unwrap_model(model), start)
+    batches = batch_loader(settings, accelerator, accelerator.unwrap_model(model), start)
     validation = load_clips(settings.validation) if settings.validation else None
     log = Log(output, start) if accelerator.is_main_process else None
 
@@ -60,7 +63,8 @@ def train(settings: Settings) -> None:
         model.train()
         estimate = model(batch.image)
         # A function of seed and step alone, as the batch is: a resumed run draws the same.
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        seed = (settings.seed * 1_000_003 + step) * 1_009 + accelerator.process_index
+        generator = torch.Generator().manual_seed(seed)
         partners = choose_partners(batch.clip.cpu(), generator)
         terms = objective(
             estimate,
@@ -110,8 +114,10 @@ def rate(step: int, settings: Settings) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done))).item())
 
 
-def batch_loader(settings: Settings, model: FaceEstimator, start: int) -> DataLoader:
-    """Batches start, start + 1, … of the run."""
+def batch_loader(
+    settings: Settings, accelerator: Accelerator, model: FaceEstimator, start: int
+) -> DataLoader:
+    """This process's batches start, start + 1, … of the run."""
     clips, stills = (
         load_clips(name) if name else None for name in (settings.clips, settings.stills)
     )
@@ -124,7 +130,13 @@ def batch_loader(settings: Settings, model: FaceEstimator, start: int) -> DataLo
         Relighter(model.face_model.to("cpu")) if recipe.relight else None,
     )
     sampler = StepSampler(
-        recipe, len(clips or ()), len(stills or ()), settings.seed, start, settings.steps
+        recipe,
+        len(clips or ()),
+        len(stills or ()),
+        settings.seed,
+        start,
+        settings.steps,
+        process=accelerator.process_index,
     )
     return DataLoader(
         draws,
@@ -132,7 +144,6 @@ def batch_loader(settings: Settings, model: FaceEstimator, start: int) -> DataLo
         collate_fn=FrameBatch.stack,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,
-        worker_init_fn=lambda _: torch.set_num_threads(1),
     )
 
 
@@ -144,9 +155,10 @@ class Log:
         self.pictures.mkdir(parents=True, exist_ok=True)
         self.path = output / "metrics.jsonl"
         # What a killed run wrote after its last checkpoint is going to be written again.
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        # A kill can also leave half a last line.
+        text = self.path.read_text() if self.path.exists() else ""
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         record = {"kind": kind, "step": step, "time": round(time.time(), 1), **values}

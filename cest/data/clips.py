@@ -51,8 +51,8 @@ class Recipe:
         return self.clips * self.frames + 2 * self.stills
 
 
-def load_clips(source: str, split: str = "train") -> datasets.Dataset:
-    """Opens a clip set: a Parquet file, a glob of them, or a Hub id.
+def load_clips(source: str) -> datasets.Dataset:
+    """Opens a clip set: a Parquet file, a glob of them, or a Hub id (its split "train").
 
     Raises:
         ValueError: nothing there, or a column is missing.
@@ -62,7 +62,7 @@ def load_clips(source: str, split: str = "train") -> datasets.Dataset:
             files = sorted(glob.glob(source)) or [source]
             rows = datasets.load_dataset("parquet", data_files=files, split="train")
         else:
-            rows = datasets.load_dataset(source, split=split)
+            rows = datasets.load_dataset(source, split="train")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"No clips could be read from {source!r} ({error}): give Parquet files or a Hub id."
@@ -74,13 +74,26 @@ def load_clips(source: str, split: str = "train") -> datasets.Dataset:
 
 
 def read_frame(row: dict, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """A row's frame: image (H, W, 3) uint8 and landmarks (68, 2), pixel-edge coordinates."""
-    with Image.open(io.BytesIO(row["frames"][index]["bytes"])) as file:
-        image = np.asarray(file.convert("RGB"))
+    """A row's frame: image (H, H, 3) uint8 and landmarks (68, 2), pixel-edge coordinates.
+
+    Raises:
+        ValueError: a frame that cannot be read or is not square, named by its clip.
+    """
+    where = f"frame {index} of clip {row['clip_id']}"
+    try:
+        with Image.open(io.BytesIO(row["frames"][index]["bytes"])) as file:
+            image = np.asarray(file.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{where} is not a readable image ({error}).") from error
+    if image.shape[0] != image.shape[1]:
+        raise ValueError(
+            f"{where} is {image.shape[1]} × {image.shape[0]}: frames must be square crops, 1.6 to "
+            "1.7 times the landmarks' box."
+        )
     return image, np.asarray(row["landmarks"][index], dtype=np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameBatch:
     """Frames grouped by clip.
 
@@ -119,26 +132,35 @@ class FrameBatch:
 class StepSampler(Sampler):
     """Yields, for step k = start, start + 1, …, what each batch takes: a function of (seed, k).
 
+    Of several processes each draws batches of its own; ``process`` is its number.
+
     An element is (source, row, seed): "clips" or "stills", the row, and the seed of what is
     random in reading it.
     """
 
     def __init__(
-        self, recipe: Recipe, n_clips: int, n_stills: int, seed: int, start: int, stop: int
+        self,
+        recipe: Recipe,
+        n_clips: int,
+        n_stills: int,
+        seed: int,
+        start: int,
+        stop: int,
+        process: int = 0,
     ) -> None:
         if recipe.clips and not n_clips:
             raise ValueError("The recipe takes clips, but no clip was given.")
         if recipe.stills and not n_stills:
             raise ValueError("The recipe takes stills, but no still was given.")
         self.recipe, self.counts = recipe, {"clips": n_clips, "stills": n_stills}
-        self.seed, self.start, self.stop = seed, start, stop
+        self.seed, self.start, self.stop, self.process = seed, start, stop, process
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[str, int, int]]]:
         for step in range(self.start, self.stop):
-            rng = np.random.default_rng((self.seed, step))
+            rng = np.random.default_rng((self.seed, step, self.process))
             batch = []
             for source, number in (("clips", self.recipe.clips), ("stills", self.recipe.stills)):
                 count = self.counts[source]

@@ -5,7 +5,6 @@ from collections import defaultdict
 import datasets
 import numpy as np
 import torch
-from torch import nn
 
 from cest.data.augmentation import Relighter, Similarity
 from cest.data.clips import FrameBatch, read_frame
@@ -46,7 +45,7 @@ def evaluate(
         model: in evaluation mode while this runs; its mode is restored.
         clips: rows with frames and landmarks.
         batch_size: frames at a time.
-        max_frames: stop after so many, for a look during training.
+        max_frames: of so many, evenly spread, for a look during training.
         seed: of the light in the relighting test.
 
     Returns:
@@ -89,23 +88,25 @@ def evaluate(
         ):
             figures[name].append(values.cpu())
 
-    training = model.training
-    nn.Module.eval(model)
-    pending, total = [], 0
-    for row in clips:
-        for index in range(len(row["frames"])):
-            if max_frames is not None and total == max_frames:
-                break
-            pending.append(prepared(*read_frame(row, index), size))
-            total += 1
-            if len(pending) == batch_size:
-                take(pending)
-                pending = []
-    if pending:
-        take(pending)
-    model.train(training)
-    if not total:
+    frames = [(row, i) for row, n in enumerate(_frames_of_rows(clips)) for i in range(n)]
+    if max_frames is not None and max_frames < len(frames):
+        # Evenly spread, so that a short look sees every source.
+        frames = [frames[k * len(frames) // max_frames] for k in range(max_frames)]
+    if not frames:
         raise ValueError("The clip set has no frame: nothing to evaluate.")
+    training = model.training
+    model.eval()
+    try:
+        for first in range(0, len(frames), batch_size):
+            chosen = frames[first : first + batch_size]
+            take([prepared(*read_frame(clips[row], i), size) for row, i in chosen])
+    finally:
+        model.train(training)
     return {name: torch.cat(values).mean().item() for name, values in figures.items()} | {
-        "frames": total
+        "frames": len(frames)
     }
+
+
+def _frames_of_rows(clips: datasets.Dataset) -> list[int]:
+    """Number of frames of each row, read from the landmarks alone."""
+    return [len(landmarks) for landmarks in clips["landmarks"]]

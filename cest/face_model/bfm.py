@@ -6,7 +6,8 @@ One folder holds, under the names they are distributed with:
 - `model_info.mat` (3DDFA, Face Profiling): trimIndex, tri, keypoints;
 - `Model_Expression.mat` or `Model_Exp.mat` (3DDFA, HPEN): mu_exp, w_exp, sigma_exp, on the trimmed
   vertices;
-- `BFM_UV.mat` (3DMMasSTN; optional): UV. Without it the face is unrolled around a cylinder.
+- `BFM_UV.mat` (3DMMasSTN; optional): UV, in [0, 1] and symmetric about u = 1/2, v up or down.
+  Without it the face is unrolled around a cylinder.
 
 Their unit is the micrometre, their axes are ours. Indices count from 1.
 """

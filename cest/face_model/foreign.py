@@ -13,6 +13,7 @@ from cest.face_model.model import FaceModel, content_hash, face_origin, symmetri
 
 Array = NDArray[np.float64]
 UV_MARGIN = 0.01
+MOST_FLIPPED = 0.03  # share of a UV map's triangles that may overlap others, in folds
 
 
 def nearest_mirror(points: Array) -> NDArray[np.int64]:
@@ -36,6 +37,37 @@ def cylindrical_uv(points: Array) -> Array:
     across = angle / (2 * np.abs(angle).max())  # -1/2 .. 1/2, zero on the midline
     upwards = (points[:, 1] - low) / (high - low) - 0.5
     return 0.5 + (1 - 2 * UV_MARGIN) * np.stack([across, upwards], 1)
+
+
+def upright_uv(
+    name: str, uv: Array, triangles: NDArray[np.int64], mirror: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """A given map `uv` (K, 2) with v up and mirror symmetry, float32.
+
+    Vertices without a mirror image, other than those of the midline, stay where they are.
+    Raises ValueError if it is not in [0, 1] or does not fit `triangles` (F, 3).
+    """
+    if not ((uv >= 0) & (uv <= 1)).all():  # also when one is NaN
+        raise ValueError(f"{name}: the UV coordinates must be between 0 and 1.")
+    if (uv_areas(uv, triangles) < 0).mean() > 0.5:  # v counted from the top
+        uv = np.stack([uv[:, 0], 1 - uv[:, 1]], 1)
+    result = symmetric_uv(uv, mirror)
+    alone = (mirror == np.arange(len(uv))) & (np.abs(uv[:, 0] - 0.5) > UV_MARGIN)
+    result[alone] = uv[alone]
+    flipped = (uv_areas(result, triangles) <= 0).mean()
+    if flipped > MOST_FLIPPED:
+        raise ValueError(
+            f"{name}: {flipped:.0%} of the triangles are turned over in the UV coordinates; those "
+            "of another mesh, or not symmetric about u = 1/2?"
+        )
+    return result
+
+
+def uv_areas(uv: Array, triangles: NDArray[np.int64]) -> Array:
+    """Twice the area (F,) of each triangle in the map, negative if it is clockwise there."""
+    a, b, c = (uv[triangles[:, i]].astype(np.float64) for i in range(3))
+    (x1, y1), (x2, y2) = (b - a).T, (c - a).T
+    return x1 * y2 - y1 * x2
 
 
 def outward(triangles: NDArray[np.int64], points: Array) -> NDArray[np.int64]:
@@ -63,12 +95,17 @@ def face_model(
     """
     mean = mean - face_origin(mean, landmarks)
     mirror = nearest_mirror(mean)
+    triangles = outward(triangles, mean)
+    if uv is None:
+        uv = symmetric_uv(cylindrical_uv(mean), mirror)
+    else:
+        uv = upright_uv(name, uv, triangles, mirror)
     arrays = {
         "mean": mean.astype(np.float32),
         "basis": basis.astype(np.float32),
         "standard_deviations": np.sqrt((basis**2).sum(2).mean(1)).astype(np.float32),
-        "triangles": np.ascontiguousarray(outward(triangles, mean)).astype(np.int64),
-        "uv": symmetric_uv(cylindrical_uv(mean), mirror) if uv is None else uv.astype(np.float32),
+        "triangles": np.ascontiguousarray(triangles).astype(np.int64),
+        "uv": uv,
         "mirror": mirror.astype(np.int64),
         "landmarks": landmarks.astype(np.int64),
         "parts": np.zeros(len(mean), dtype=np.uint8) if parts is None else parts,

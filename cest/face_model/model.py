@@ -36,7 +36,7 @@ MIRRORED_LANDMARKS = np.array(
 """Landmark i of a mirrored face is landmark MIRRORED_LANDMARKS[i] of the face."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one truth value: identity it is
 class FaceModel:
     """A linear face model, vec S = mean + basis alpha (eq. 5).
 

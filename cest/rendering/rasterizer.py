@@ -30,6 +30,15 @@ from torch import Tensor
 
 BACKENDS = ("numba", "torch", "pytorch3d")
 
+# What the numba and the torch backend must share in order to agree. numba's cache on disk follows
+# rasterizer_numba.py alone: touch that file when one of these changes.
+FLOAT32_MAX = torch.finfo(torch.float32).max
+# Added to a triangle's bounding box, in pixels: more than float64 rounding, less than anything
+# that would cost a candidate pixel.
+BOX_SLACK = 1e-6
+# Edge values are at least this on the edges whose pixels belong to the neighbour: excludes zero.
+EXCLUSIVE = 1e-300
+
 
 class Fragments(NamedTuple):
     """What `rasterize` says of each pixel of a batch of images."""

@@ -22,14 +22,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from cest.rendering.rasterizer import BOX_SLACK, EXCLUSIVE, FLOAT32_MAX
+
 Array = np.ndarray
 
-FLOAT32_MAX = float(np.finfo(np.float32).max)
-# Added to a triangle's bounding box, in pixels: more than float64 rounding, less than anything
-# that would cost a candidate pixel.
-BOX_SLACK = 1e-6
-# Edge values are at least this on the edges whose pixels belong to the neighbour: excludes zero.
-EXCLUSIVE = 1e-300
 # Pixels and triangles below which starting a second thread costs more than it saves.
 SMALL_WORK = 1 << 15
 

@@ -11,12 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOAT32_MAX = torch.finfo(torch.float32).max
-# Added to a triangle's bounding box, in pixels: more than float64 rounding, less than anything
-# that would cost a candidate pixel.
-BOX_SLACK = 1e-6
-# Edge values are at least this on the edges whose pixels belong to the neighbour: excludes zero.
-EXCLUSIVE = 1e-300
+from cest.rendering.rasterizer import BOX_SLACK, EXCLUSIVE, FLOAT32_MAX
+
 # Candidates of one chunk: their coordinates and edges take about 200 MB.
 CHUNK = 1 << 20
 NOTHING = torch.iinfo(torch.int64).min

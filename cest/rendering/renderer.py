@@ -11,7 +11,7 @@ from cest.rendering.surface import Surface, rasterize_surface, vertex_normals
 from cest.rendering.unwrap import wrap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rendering:
     """A rendered face.
 

@@ -27,7 +27,7 @@ def vertex_normals(vertices: Tensor, triangles: Tensor) -> Tensor:
     return F.normalize(normals, dim=-1, eps=1e-12)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surface:
     """What each pixel sees of the face; zeros where it sees none.
 

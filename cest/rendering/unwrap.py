@@ -8,13 +8,14 @@ from torch import Tensor
 from cest.geometry import sample_image
 from cest.rendering.rasterizer import Fragments, rasterize
 
-# How far behind the z-buffer a texel may lie and still count as seen: 3 mm for the error of
-# reading the buffer between pixel centres, plus the surface's slope over one pixel's width.
+# How far behind the z-buffer, in the image frame, a texel may lie and still count as seen: 0.03
+# (3 mm of a face at scale 1) for the error of reading the buffer between pixel centres, plus the
+# surface's slope over one pixel's width.
 DEPTH_TOLERANCE = 0.03
 STEEPEST_SLOPE = 4.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TexelMap:
     """Which point of the mesh each texel shows: constant for a face model and a texture size.
 
