@@ -94,13 +94,13 @@ def roll_of(landmarks: np.ndarray) -> float:
     return float(math.atan2(-y, x))
 
 
-def crop_from_landmarks(landmarks: np.ndarray, upright: bool = True) -> SquareCrop:
+def crop_from_landmarks(landmarks: np.ndarray) -> SquareCrop:
     """68 iBUG points (68, 2), photo pixels -> the square the estimators were trained on.
 
-    Its centre is that of the points' box, its side 1.65 times the box's longer side. With
-    `upright` the box is taken, and the square turned, along the face's roll.
+    The points' box is taken, and the square turned, along the face's roll. The square's centre is
+    the box's, its side 1.65 times the box's longer side.
     """
-    angle = roll_of(landmarks) if upright else 0.0
+    angle = roll_of(landmarks)
     turned = SquareCrop(0.0, 0.0, 2.0, angle)
     points = turned.from_photo(landmarks)
     low, high = points.min(0), points.max(0)

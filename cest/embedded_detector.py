@@ -1,7 +1,8 @@
 """A small face detector that ships with the package, for when YuNet cannot be had.
 
 A fully convolutional network of 0.1 M parameters looks for faces of about 18 to 54 pixels; larger
-ones are found on smaller copies of the photo. At every eighth pixel it says whether a face is
+ones are found on smaller copies of the photo. A photo of more than 2048 pixels a side is itself
+looked at as a copy of that size, and its faces have to be larger in proportion. At every eighth pixel it says whether a face is
 centred there, and where the centre, how large and how rolled that face is. "Face" is the box of
 its 68 landmarks, turned upright: the very square the estimators are fed with, so no further
 calibration is needed.
@@ -23,6 +24,8 @@ STRIDE = 8
 """Pixels from one cell of the network's output to the next."""
 REFERENCE_SIZE = 32.0
 """Face size, in pixels, that the outputs are relative to: the middle of what the network sees."""
+LARGEST_SIDE = 2048
+"""Pixels: larger photos are scaled down to this, or time and memory would know no bounds."""
 WEIGHTS = "face_detector.safetensors"
 
 
@@ -96,7 +99,7 @@ class EmbeddedDetector:
         """(H, W, 3) uint8 sRGB -> what looks like a face, at every scale."""
         found: list[Candidates] = []
         height, width = photo.shape[:2]
-        scale = 1.0
+        scale = min(1.0, LARGEST_SIDE / max(height, width))
         while max(height, width) * scale >= REFERENCE_SIZE:
             size = (max(round(width * scale), 1), max(round(height * scale), 1))
             level = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)

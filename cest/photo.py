@@ -3,6 +3,10 @@
 import io
 import logging
 import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,20 @@ MIN_SIDE = 16
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 """What a folder is searched for. A file named outright may be of any format Pillow knows."""
 
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    EOFError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises on damaged data, from the header's parser as well as from the decoders."""
+
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
@@ -31,15 +49,16 @@ def read_photo(photo: Photo) -> np.ndarray:
     Returns (H, W, 3) uint8, sRGB: turned as EXIF says, transparency laid over white, an embedded
     colour profile converted to sRGB, 16-bit values scaled by 1 / 257. An array may be (H, W),
     (H, W, 1 | 2 | 3 | 4); uint8, uint16, or floating point in [0, 1]. Of an animation the first
-    frame is taken. Raises PhotoError.
+    frame is taken. Raises PhotoError; OSError only where the disk, not the file, is at fault.
     """
     if isinstance(photo, np.ndarray):
         return _check_size(_from_array(photo), "The photo")
     if isinstance(photo, Image.Image):
-        return _decode(photo, "The photo")
+        with _damage_told("The photo"):
+            return _decode(photo, "The photo")
     path = Path(photo)
     try:
-        with Image.open(path) as image:
+        with _damage_told(str(path)), Image.open(path) as image:
             return _decode(image, str(path))
     except FileNotFoundError:
         raise PhotoError(f"{path} does not exist.") from None
@@ -53,6 +72,23 @@ def read_photo(photo: Photo) -> np.ndarray:
         empty = path.stat().st_size == 0
         what = "is an empty file" if empty else "is not a picture in a known format"
         raise PhotoError(f"{path} {what}; give a JPEG, PNG, WebP, BMP or TIFF.") from None
+
+
+@contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    """Turns what Pillow raises on damaged data into a PhotoError."""
+    try:
+        yield
+    except (PhotoError, UnidentifiedImageError):
+        raise
+    except _DAMAGE as error:
+        # Pillow's own OSErrors have no number; those of the system do.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        what = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise PhotoError(
+            f"{name} is cut short or damaged ({what}); save or download it again."
+        ) from error
 
 
 def _too_large(name: str) -> str:
@@ -72,17 +108,9 @@ def _check_size(array: np.ndarray, name: str) -> np.ndarray:
 def _decode(image: Image.Image, name: str) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise PhotoError(_too_large(name))
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        return _check_size(np.array(_to_srgb(image)), name)
-    except PhotoError:
-        raise
-    # Pillow's decoders raise these, and little else, on damaged data.
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError) as error:
-        raise PhotoError(
-            f"{name} is cut short or damaged ({error}); save or download it again."
-        ) from error
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    return _check_size(np.array(_to_srgb(image)), name)
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

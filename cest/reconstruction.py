@@ -30,7 +30,8 @@ from cest.rendering import rasterize_surface, shade_surface, vertex_normals, wra
 logger = logging.getLogger(__name__)
 
 EXPORT_LEVEL = 1
-"""Level of detail of the open face model that is drawn on the photo and exported."""
+"""Level of detail at which the package's face model is drawn on the photo and exported, unless the
+estimator works with a finer one."""
 LARGEST_RENDERING = 2048
 """Pixels: a face that spans more of the photo is rendered at this size and scaled up."""
 RESULT_FILES = (
@@ -307,9 +308,14 @@ class Reconstructor:
         self.name = name
         self._detector = detector
         self._coarse = model.face_model.to("cpu")
-        # Levels are refinements of one model, so the coefficients mean the same in all. Models
-        # that a user supplied have one level.
-        self._fine = _finer_open_model() if self._coarse.name == "open" else self._coarse
+        # Levels are refinements of one model, so the coefficients mean the same in all: that of
+        # the package has finer ones, those that a user supplied have one.
+        self._fine = self._coarse
+        if self._coarse.name == "open":
+            finer = _finer_open_model()
+            same = finer.content_hash == self._coarse.content_hash
+            if same and finer.n_vertices > self._coarse.n_vertices:
+                self._fine = finer
 
     @classmethod
     def from_pretrained(
@@ -317,9 +323,15 @@ class Reconstructor:
         model: str | os.PathLike[str],
         detector: FaceDetector | None = None,
         device: str | torch.device | None = None,
+        face_model: FaceModel | None = None,
     ) -> "Reconstructor":
-        """A folder or a Hub id, as `FaceEstimator.from_pretrained`."""
-        return cls(FaceEstimator.from_pretrained(model), detector, device, name=str(model))
+        """A folder or a Hub id, as `FaceEstimator.from_pretrained`.
+
+        face_model: for a checkpoint whose face model does not ship with the package. Raises
+        CheckpointError.
+        """
+        estimator = FaceEstimator.from_pretrained(model, face_model=face_model)
+        return cls(estimator, detector, device, name=str(model))
 
     @property
     def detector(self) -> FaceDetector:

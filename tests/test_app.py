@@ -20,7 +20,7 @@ from cest.modeling import FaceEstimator
 
 PHOTO = ROOT / "cest" / "assets" / "astronaut.jpg"
 NAMES = ("cest", "iest")
-PATIENCE = 120_000  # milliseconds: two cores, and others may be at work on them
+PATIENCE = 120_000  # milliseconds: for slow machines
 
 
 @pytest.fixture(scope="module")

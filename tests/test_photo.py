@@ -1,5 +1,6 @@
 """Reading photos: every mode and orientation right, every bad input one clear sentence."""
 
+import errno
 import io
 import struct
 import zlib
@@ -171,6 +172,43 @@ def test_bad_files_are_refused_in_one_sentence(name, picture, tmp_path):
     assert str(path) in message
     assert message.endswith(".")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+def test_a_file_cut_anywhere_is_refused(kind, picture, tmp_path):
+    """Or read, where only what a picture can do without is missing."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, kind)
+    whole, path, outcomes = data.getvalue(), tmp_path / "cut", set()
+    for length in range(0, len(whole), max(len(whole) // 150, 1)):
+        path.write_bytes(whole[:length])
+        try:
+            assert read_photo(path).shape == picture.shape
+        except PhotoError as error:
+            assert str(error).endswith(".") and "\n" not in str(error)
+            outcomes.add("damaged" in str(error))
+    assert True in outcomes
+
+
+@pytest.mark.parametrize("error", [struct.error("x"), zlib.error("x"), EOFError(), KeyError(1)])
+def test_whatever_the_decoder_raises_is_damage(error, picture, tmp_path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    monkeypatch.setattr("cest.photo.ImageOps.exif_transpose", fail)
+    with pytest.raises(PhotoError, match="is cut short or damaged"):
+        read_photo(tmp_path / "a.png")
+
+
+def test_a_failing_disk_is_not_a_damaged_photo(picture, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    monkeypatch.setattr("cest.photo.Image.open", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_photo(tmp_path / "a.png")
 
 
 def test_one_pixel_is_too_small(tmp_path):

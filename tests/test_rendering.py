@@ -231,12 +231,11 @@ def test_what_lies_behind_a_sheet_is_not_unwrapped():
         torch.ones(1, 3, size, size).double(), projected, normals, surface.fragments, texel_map
     )
     x = texel_map.to_map(texel_map.on_texels(projected)[..., :1])[0, 0]
-    half = torch.arange(size) >= size // 2
-    assert visible[0, 0][:, ~half].all()
-    rim = -0.1
-    clear = (x - rim).abs() > 1 / size  # half a pixel
-    assert torch.equal(visible[0, 0][:, half] > 0, x[:, half] > rim) or not clear[:, half].all()
-    assert torch.equal((visible[0, 0] > 0)[clear & half], (x > rim)[clear & half])
+    of_behind = torch.arange(size) >= size // 2
+    assert (visible[0, 0] > 0)[:, ~of_behind].all()
+    rim = before[:, 0].max()
+    clear = of_behind & ((x - rim).abs() > 1 / size)  # half a pixel: the buffer's nearest
+    assert torch.equal((visible[0, 0] > 0)[clear], (x > rim)[clear])
 
 
 def test_hidden_texels_are_marked(face_model):
@@ -267,8 +266,17 @@ def test_mirrored_reflectance_renders_the_mirrored_face(face_model):
     images = model.mirror[model.triangles].sort(1).values.tolist()
     partner = torch.tensor([*(index[tuple(t)] for t in images), -1])  # of no triangle: none
     mirrored = partner[a.fragments.pix_to_face].flip(-1) == b.fragments.pix_to_face
-    # Ties between symmetric triangles may go either way.
-    print("EXCLUDED", (~mirrored).sum())
+    # A pixel centre on an edge may go either way.
+    assert mirrored.double().mean() > 0.999
+    # Weights round by some eps over their triangle's area, here at most 4, as many as the corners'
+    # differences have; so do uv, within the triangle, and at 128 texels, at most 1 apart, colours.
+    corners = project(*arguments)[0, model.triangles, :2]
+    area = torch.linalg.det(corners[:, 1:] - corners[:, :1]).abs()
+    extent = model.uv[model.triangles].amax(1) - model.uv[model.triangles].amin(1)
+    eps = torch.finfo(torch.float64).eps
+    rounding = 3 * 4 * eps / area * extent.sum(1) * 128 + 16 * eps
     difference = (a.image.flip(-1) - b.image).abs().amax(1)
-    print("DIFF", difference[mirrored].max())
-    assert (difference[mirrored] < 1e-10).all()
+    face = b.fragments.pix_to_face
+    assert (difference <= rounding[face])[mirrored & (face >= 0)].all()
+    assert (difference[mirrored & (face < 0)] == 0).all()
+    assert rounding[face[face >= 0]].max() < 1e-6
