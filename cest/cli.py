@@ -17,12 +17,16 @@ from tqdm import tqdm
 from cest.configuration import CheckpointError
 from cest.cropping import crop_image
 from cest.detection import DetectorError, FaceDetector
+from cest.face_model import FaceModel, load_face_model
 from cest.face_model.model import OPEN_MODEL
 from cest.lighting import LIGHT_NAMES, LightError, directional_light, named_light, read_light
 from cest.modeling import FaceEstimator
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
 from cest.reconstruction import PANEL_SIZE, Reconstruction, Reconstructor, labelled_row
 from cest.released import RELEASED, released_checkpoint
+
+
+logger = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):
@@ -54,19 +58,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument(
-        "photos", nargs="+", type=Path, metavar="PHOTO", help="a picture, or a folder of pictures"
-    )
-    common.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="where results go"
-    )
-    common.add_argument(
+    models = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    models.add_argument(
         "--model",
         action="append",
         default=[],
         metavar="PATH_OR_ID",
         help="a checkpoint folder or Hub id; may be repeated; default: the released CEST and IEST",
+    )
+    models.add_argument(
+        "--face-model",
+        metavar="FILE",
+        help="of checkpoints that were trained on a Basel Face Model (.mat), GNM Head (.npz) or "
+        "own build (.safetensors)",
+    )
+    models.add_argument("--device", help="of torch, such as cpu or cuda; default: a GPU if any")
+
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, parents=[models])
+    common.add_argument(
+        "photos", nargs="+", type=Path, metavar="PHOTO", help="a picture, or a folder of pictures"
+    )
+    common.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="where results go"
     )
     common.add_argument(
         "--face",
@@ -75,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="all|largest|N",
         help="which faces of a photo; N counts from 0, the largest (default: largest)",
     )
-    common.add_argument("--device", help="of torch, such as cpu or cuda; default: a GPU if any")
     common.add_argument(
         "--detector",
         metavar="FILE",
@@ -116,19 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     relight.set_defaults(run=_relight)
 
     evaluate = commands.add_parser(
-        "evaluate", allow_abbrev=False, help="figures of models on a held-out clip set, as JSON"
+        "evaluate",
+        parents=[models],
+        allow_abbrev=False,
+        help="figures of models on a held-out clip set, as JSON",
     )
     evaluate.add_argument(
         "clips", metavar="CLIPS", help="Parquet file, glob or Hub id with frames and landmarks"
     )
     evaluate.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="PATH_OR_ID",
-        help="may be repeated; default: the released CEST and IEST",
+        "--frames", type=int, metavar="N", help="only so many, evenly spread; default: all"
     )
-    evaluate.add_argument("--frames", type=int, metavar="N", help="stop after so many")
     evaluate.set_defaults(run=_evaluate)
 
     face_model = commands.add_parser("face-model", help="the 3D morphable model")
@@ -220,14 +230,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     from cest.data import load_clips
     from cest.evaluation import evaluate
 
+    if options.frames is not None and options.frames < 1:
+        raise UsageError(f"--frames {options.frames} leaves nothing to evaluate; give 1 or more.")
+    sources, face_model, device = _sources(options), _face_model(options), _device(options)
+    figures = {}
     try:
         clips = load_clips(options.clips)
+        for source in sources:
+            model = FaceEstimator.from_pretrained(source, face_model=face_model).to(device)
+            figures[source] = evaluate(model, clips, max_frames=options.frames)
+    except CheckpointError:
+        raise
+    # Of a clip set that cannot be read, that is empty, or of a frame that is damaged.
     except ValueError as error:
         raise UsageError(str(error)) from error
-    figures = {
-        source: evaluate(FaceEstimator.from_pretrained(source), clips, max_frames=options.frames)
-        for source in options.model or _released_models()
-    }
     print(json.dumps(figures, indent=1))
     return 0
 
@@ -244,18 +260,12 @@ def _build_face_model(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace) -> tuple[dict[str, Reconstructor], FaceDetector]:
     """The models by label (unique, fit for a folder's name), and the detector they share."""
-    sources = options.model or _released_models()
-    try:
-        device = torch.device(options.device) if options.device else None
-        if device is not None:
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"The device {options.device!r} is not there; try cpu.") from None
+    sources, face_model, device = _sources(options), _face_model(options), _device(options)
     options.output.mkdir(parents=True, exist_ok=True)
     detector = FaceDetector(options.detector)
     models: dict[str, Reconstructor] = {}
     for source in sources:
-        model = Reconstructor.from_pretrained(source, detector, device)
+        model = Reconstructor.from_pretrained(source, detector, device, face_model)
         label = model.model.config.conditioning
         if label in models:
             label = f"{label}-{Path(source).name}"
@@ -263,22 +273,48 @@ def _load(options: argparse.Namespace) -> tuple[dict[str, Reconstructor], FaceDe
     return models, detector
 
 
-def _released_models() -> list[str]:
-    return [released_checkpoint(name) for name in RELEASED]
+def _sources(options: argparse.Namespace) -> list[str]:
+    """Folders or Hub ids of the checkpoints."""
+    return options.model or [released_checkpoint(name) for name in RELEASED]
 
 
-def _photos(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the pictures in them; each once."""
+def _face_model(options: argparse.Namespace) -> FaceModel | None:
+    if options.face_model is None:
+        return None
+    try:
+        return load_face_model(options.face_model)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    if options.device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UsageError(f"The device {options.device!r} is not there; try cpu.") from None
+    return device
+
+
+def _photos(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Files as they are, folders as the pictures in them, each once; what is wrong with folders."""
     photos: dict[Path, Path] = {}
+    failures = []
     for path in paths:
         inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+            try:
+                inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+            except OSError as error:
+                failures.append(_io_sentence(error))
+                continue
             if not inside:
-                raise UsageError(f"{path} has no pictures in it.")
+                failures.append(f"{path} has no pictures in it.")
         for photo in inside:
             photos.setdefault(photo.resolve(), photo)
-    return list(photos.values())
+    return list(photos.values()), failures
 
 
 def _for_each_photo(
@@ -289,8 +325,8 @@ def _for_each_photo(
 
     work: (path, pixels, folder for its results) -> lines to print.
     """
-    photos = _photos(options.photos)
-    failures: list[str] = []
+    photos, failures = _photos(options.photos)
+    inputs = len(photos) + len(failures)
     taken: set[str] = set()
     for photo in tqdm(photos, unit="photo", disable=len(photos) < 2):
         try:
@@ -300,9 +336,14 @@ def _for_each_photo(
             failures.append(str(error))
         except OSError as error:
             failures.append(f"{photo}: {_io_sentence(error)}")
+        # A bug or a lack of memory that one photo brings to light: the others may do without.
+        except Exception as error:
+            logger.debug("%s failed", photo, exc_info=True)
+            what = str(error).strip().partition("\n")[0]
+            failures.append(f"{photo}: {type(error).__name__}{what and f': {what}'}")
     if failures:
-        if len(photos) > 1:
-            print(f"{len(failures)} of {len(photos)} photos failed:", file=sys.stderr)
+        if inputs > 1:
+            print(f"{len(failures)} of {inputs} failed:", file=sys.stderr)
         print(*failures, sep="\n", file=sys.stderr)
     return 1 if failures else 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import cv2
+import httpx
 import numpy as np
 from huggingface_hub import (
     get_hf_file_metadata,
@@ -20,6 +21,7 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
+from huggingface_hub.errors import EntryNotFoundError
 
 from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop
 from cest.embedded_detector import EmbeddedDetector
@@ -27,7 +29,8 @@ from cest.embedded_detector import EmbeddedDetector
 logger = logging.getLogger(__name__)
 
 YUNET_REPOSITORY = "opencv/face_detection_yunet"
-YUNET_FILE = "face_detection_yunet_2023mar.onnx"
+YUNET_FILES = ("face_detection_yunet_2026may.onnx", "face_detection_yunet_2023mar.onnx")
+"""The better first. OpenCV 5 wants the first; before that, only the second could be read."""
 EMBEDDED = "embedded"
 """Name, instead of a file's, that asks for the detector that ships with the package."""
 
@@ -63,15 +66,25 @@ class _Backend(Protocol):
 
 
 class FaceDetector:
-    """Finds faces of about 20 pixels up to the whole photo, however the photo is turned.
+    """Finds faces up to the size of the whole photo, however the photo is turned.
+
+    The smallest that are found reliably measure, brow to chin, about 20 pixels with YuNet and 30
+    with the embedded detector; in photos of more than 1280 or 2048 pixels a side, which are looked
+    at scaled down to that, about a 65th of the longer side.
 
     model: a YuNet file, or "embedded". By default the file that the environment variable
-        CEST_DETECTOR names, else YuNet from the Hub or its cache, else the embedded detector.
+        CEST_DETECTOR names, else YuNet from its cache or the Hub, else, or where that does not
+        work with this OpenCV, the embedded detector. Raises DetectorError for a file that was
+        named and cannot be used.
     """
 
     def __init__(self, model: str | os.PathLike[str] | None = None) -> None:
-        model = model or os.environ.get("CEST_DETECTOR") or _yunet_from_hub()
-        self.backend: _Backend = _Embedded() if model == EMBEDDED else _YuNet(Path(model))
+        model = model or os.environ.get("CEST_DETECTOR")
+        self.backend: _Backend
+        if model == EMBEDDED:
+            self.backend = _Embedded()
+        else:
+            self.backend = _YuNet(Path(model)) if model else _best_available()
 
     def detect(self, photo: np.ndarray) -> list[DetectedFace]:
         """(H, W, 3) uint8 sRGB -> its faces, the largest first.
@@ -90,21 +103,35 @@ class FaceDetector:
         return sorted(_without_repeats(faces), key=lambda face: -face.crop.size)
 
 
-def _yunet_from_hub() -> str:
-    cached = try_to_load_from_cache(YUNET_REPOSITORY, YUNET_FILE)
-    if isinstance(cached, str):
-        return cached
-    try:
-        # hf_hub_download alone repeats its attempts for half a minute when there is no network.
-        get_hf_file_metadata(hf_hub_url(YUNET_REPOSITORY, YUNET_FILE), timeout=3)
-        return hf_hub_download(YUNET_REPOSITORY, YUNET_FILE)
-    # Whatever keeps the Hub away (its HTTP library differs between versions), we can do without.
-    except Exception as error:
-        logger.warning(
-            "YuNet could not be had from the Hub (%s); the embedded detector is used instead.",
-            type(error).__name__,
-        )
-        return EMBEDDED
+def _best_available() -> _Backend:
+    """YuNet from the cache, else from the Hub; the embedded detector if there is none that works.
+
+    Says in the log why it is not YuNet.
+    """
+    problems = []
+    cached = {name: try_to_load_from_cache(YUNET_REPOSITORY, name) for name in YUNET_FILES}
+    # A sort is stable: what is cached comes first, each group in the order of preference.
+    for name in sorted(YUNET_FILES, key=lambda name: not isinstance(cached[name], str)):
+        try:
+            return _YuNet(Path(cached[name] if isinstance(cached[name], str) else _download(name)))
+        except (DetectorError, EntryNotFoundError) as error:
+            problems.append(f"{name}: {type(error).__name__}")
+        # No connection, no disk space, a transfer that broke off (RuntimeError is hf_xet's): what
+        # else may keep the Hub away would keep the other file away too.
+        except (OSError, httpx.HTTPError, RuntimeError) as error:
+            problems.append(f"{name}: {type(error).__name__}")
+            break
+    logger.warning(
+        "YuNet could not be had from the Hub (%s); the embedded detector is used instead.",
+        "; ".join(problems),
+    )
+    return _Embedded()
+
+
+def _download(name: str) -> str:
+    # hf_hub_download alone repeats its attempts for half a minute when there is no network.
+    get_hf_file_metadata(hf_hub_url(YUNET_REPOSITORY, name), timeout=3)
+    return hf_hub_download(YUNET_REPOSITORY, name)
 
 
 class _YuNet:
@@ -119,15 +146,17 @@ class _YuNet:
             raise DetectorError(f"{path} is not a file; give a YuNet .onnx file, or {EMBEDDED!r}.")
         level = cv2.utils.logging.getLogLevel()
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        self._lock = threading.Lock()  # the input size is the network's state
         try:
             self._network = cv2.FaceDetectorYN.create(
                 str(path), "", (320, 320), score_threshold=self.THRESHOLD
             )
+            # Some networks that OpenCV reads, it cannot run.
+            self.find(np.zeros((64, 64, 3), np.uint8))
         except cv2.error:
             raise DetectorError(f"{path} is not a YuNet model that OpenCV can read.") from None
         finally:
             cv2.utils.logging.setLogLevel(level)
-        self._lock = threading.Lock()  # the input size is the network's state
 
     def find(self, photo: np.ndarray) -> list[DetectedFace]:
         height, width = photo.shape[:2]
@@ -216,9 +245,7 @@ def _without_repeats(faces: list[DetectedFace]) -> list[DetectedFace]:
 
 
 def _turn_back(face: DetectedFace, quarters: int, shape: tuple[int, ...]) -> DetectedFace:
-    """A face found in `np.rot90(photo, quarters)` -> in the photo of this shape."""
-    if quarters == 0:
-        return face
+    """A face found in `np.rot90(photo, quarters)`, 1 to 3 -> in the photo of this shape."""
     height, width = shape[:2]
 
     def back(points: np.ndarray) -> np.ndarray:

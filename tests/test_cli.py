@@ -6,17 +6,22 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
+import cv2
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from cest import cli
 from cest.cli import main
 from cest.configuration import FaceEstimatorConfig
+from cest.face_model import load_face_model
+from cest.face_model.model import OPEN_MODEL
 from cest.modeling import FaceEstimator
-from cest.reconstruction import RESULT_FILES
-from clip_factory import write_clips
+from cest.reconstruction import RESULT_FILES, Reconstructor
+from clip_factory import FEATURES, write_clips
 
 PHOTO = Path(str(files("cest") / "assets" / "astronaut.jpg"))
 
@@ -81,7 +86,7 @@ def test_a_bad_photo_does_not_stop_the_others(run, tmp_path):
     (folder / "notes.txt").write_text("not looked at")
     status, _, err = run("reconstruct", folder)
     assert status == 1
-    assert "4 of 5 photos failed:" in err
+    assert "4 of 5 failed:" in err
     for name in ("a.jpg", "b.png", "c.jpg", "d.png"):
         (line,) = [line for line in err.splitlines() if str(folder / name) in line]
         assert line.endswith(".")
@@ -166,6 +171,8 @@ def test_relight(run, tmp_path):
         (("reconstruct", "none.jpg"), "none.jpg does not exist."),
         (("reconstruct", PHOTO, "--device", "toaster"), "The device 'toaster' is not there"),
         (("reconstruct", PHOTO, "--detector", "none.onnx"), "none.onnx is not a file"),
+        (("reconstruct", PHOTO, "--face-model", "none.safetensors"), "No face model at none"),
+        (("reconstruct", PHOTO, "--face-model", PHOTO), "is no face model"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(run, arguments, says):
@@ -200,6 +207,65 @@ def test_an_empty_folder(run, tmp_path):
     status, _, err = run("reconstruct", tmp_path / "empty")
     assert status == 1
     assert "has no pictures in it" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_empty_folder_does_not_stop_the_others(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, _, err = run("reconstruct", tmp_path / "empty", PHOTO)
+    assert status == 1
+    assert "1 of 2 failed:" in err
+    assert f"{tmp_path / 'empty'} has no pictures in it." in err
+    assert (tmp_path / "out" / "astronaut" / "cest" / "face.glb").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (cv2.error("bad\nworse"), "error: bad"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("odd"), "ValueError: odd"),
+    ],
+)
+def test_whatever_goes_wrong_with_a_photo_the_next_one_gets_its_turn(
+    run, tmp_path, monkeypatch, caplog, error, line
+):
+    shutil.copy(PHOTO, tmp_path / "second.jpg")
+    Image.open(PHOTO).resize((300, 300)).save(tmp_path / "first.png")
+    original = Reconstructor.reconstruct
+
+    def reconstruct(self, photo, *arguments, **options):
+        if len(photo) == 300:
+            raise error
+        return original(self, photo, *arguments, **options)
+
+    monkeypatch.setattr(Reconstructor, "reconstruct", reconstruct)
+    with caplog.at_level("DEBUG", logger="cest.cli"):
+        status, _, err = run("reconstruct", tmp_path / "first.png", tmp_path / "second.jpg")
+    assert status == 1
+    assert f"{tmp_path / 'first.png'}: {line}" in err.splitlines()
+    assert (tmp_path / "out" / "second" / "cest" / "face.glb").is_file()
+    assert any(record.exc_info and record.exc_info[1] is error for record in caplog.records)
+
+
+def test_a_checkpoint_of_another_face_model(run, face_model, models, tmp_path):
+    """An own build, told from the package's by its hash, has to be named."""
+    arrays = load_file(OPEN_MODEL)
+    arrays["mean"] = arrays["mean"] * np.float32(1.01)
+    own = tmp_path / "own.safetensors"
+    save_file(arrays, own)
+    config = FaceEstimatorConfig(image_size=64, width=0.125)
+    FaceEstimator(config, load_face_model(own)).save_pretrained(tmp_path / "model")
+    given = dict(model=[str(tmp_path / "model")])
+    status, _, err = run("reconstruct", PHOTO, **given)
+    assert status == 1 and len(err.strip().splitlines()) == 1
+    assert run("reconstruct", PHOTO, "--face-model", own, **given)[0] == 0
+    record = tmp_path / "out" / "astronaut" / "cest" / "parameters.json"
+    said = json.loads(record.read_text())["model"]["face_model_hash"]
+    assert said == load_face_model(own).content_hash != face_model.content_hash
+    status, _, err = run("relight", PHOTO, "--light", "top", "--face-model", own, model=models[:1])
+    assert status == 1 and len(err.strip().splitlines()) == 1
 
 
 def test_an_output_that_is_a_file(run, tmp_path):
@@ -237,5 +303,18 @@ def test_evaluate_prints_figures_of_every_model(tiny_model, face_model, tmp_path
     assert main(["evaluate", str(clips), "--model", str(tmp_path / "model")]) == 0
     figures = json.loads(capsys.readouterr().out)[str(tmp_path / "model")]
     assert figures["frames"] == 3 and figures["nme68"] > 0
+    one = ["--frames", "1", "--device", "cpu"]
+    assert main(["evaluate", str(clips), "--model", str(tmp_path / "model"), *one]) == 0
+    assert json.loads(capsys.readouterr().out)[str(tmp_path / "model")]["frames"] == 1
+    empty = tmp_path / "empty.parquet"
+    datasets.Dataset.from_dict({n: [] for n in FEATURES}, features=FEATURES).to_parquet(empty)
+    for refused, says in (
+        ([str(clips), "--frames", "0"], "--frames 0 leaves nothing"),
+        ([str(empty)], "frames"),
+        ([str(clips), "--device", "toaster"], "The device 'toaster' is not there"),
+    ):
+        assert main(["evaluate", *refused, "--model", str(tmp_path / "model")]) == 1
+        error = capsys.readouterr().err.strip()
+        assert says in error and len(error.splitlines()) == 1
     assert main(["evaluate", str(tmp_path / "no.parquet"), "--model", str(tmp_path / "model")]) == 1
     assert "No clips could be read" in capsys.readouterr().err

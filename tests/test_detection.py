@@ -109,7 +109,6 @@ def test_crop_from_landmarks_turns_with_the_face(angle):
     assert (crop.center_x, crop.center_y) == pytest.approx((100, 120))
     assert crop.size == pytest.approx(1.65 * 120)
     assert crop.angle == pytest.approx(angle)
-    assert crop_from_landmarks(points, upright=False).angle == 0
 
 
 # -- detection -----------------------------------------------------------------------------------
@@ -220,3 +219,76 @@ def test_without_the_hub_the_embedded_detector_serves(monkeypatch, caplog):
     monkeypatch.setattr(detection, "hf_hub_download", fail)
     assert isinstance(FaceDetector().backend, detection._Embedded)
     assert len(caplog.records) == 1
+
+
+def test_a_cached_yunet_that_does_not_work_is_done_without(monkeypatch, caplog, tmp_path):
+    from cest import detection
+
+    (tmp_path / "damaged.onnx").write_bytes(b"half a network")
+    monkeypatch.delenv("CEST_DETECTOR", raising=False)
+    monkeypatch.setattr(
+        detection, "try_to_load_from_cache", lambda *_: str(tmp_path / "damaged.onnx")
+    )
+    assert isinstance(FaceDetector().backend, detection._Embedded)
+    assert len(caplog.records) == 1
+
+
+def test_the_second_yunet_is_tried_where_opencv_cannot_run_the_first(monkeypatch, tmp_path):
+    """Read but not run, as OpenCV does with some networks; and one that the Hub no longer has."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from cest import detection
+
+    class Network:
+        def setInputSize(self, size):
+            pass
+
+        def detect(self, photo):
+            if self.first:
+                raise cv2.error("not implemented")
+            return 1, None
+
+    def create(path, *_, **__):
+        network = Network()
+        network.first = path.endswith(detection.YUNET_FILES[0])
+        return network
+
+    def download(_, name):
+        (tmp_path / name).write_bytes(b"")
+        return str(tmp_path / name)
+
+    monkeypatch.delenv("CEST_DETECTOR", raising=False)
+    monkeypatch.setattr(detection.cv2.FaceDetectorYN, "create", create)
+    with pytest.raises(DetectorError, match="not a YuNet model"):
+        FaceDetector(download(None, detection.YUNET_FILES[0]))
+    monkeypatch.setattr(detection, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(detection, "get_hf_file_metadata", lambda *_, **__: None)
+    monkeypatch.setattr(detection, "hf_hub_download", download)
+    assert not FaceDetector().backend._network.first
+
+    def gone(_, name):
+        if name == detection.YUNET_FILES[0]:
+            raise EntryNotFoundError(name)
+        return download(_, name)
+
+    monkeypatch.setattr(detection, "hf_hub_download", gone)
+    assert not FaceDetector().backend._network.first
+
+
+def test_the_embedded_detector_looks_at_no_more_than_it_needs(astronaut, monkeypatch):
+    """24 megapixels at full size take 2 GB; a small face that is left out, a large one is not."""
+    from cest.embedded_detector import LARGEST_SIDE, EmbeddedDetector
+
+    seen = []
+    original = EmbeddedDetector._detect_level
+
+    def note(self, level, scale):
+        seen.append(level.shape[:2])
+        return original(self, level, scale)
+
+    monkeypatch.setattr(EmbeddedDetector, "_detect_level", note)
+    photo = cv2.resize(astronaut, (4000, 4000), interpolation=cv2.INTER_AREA)
+    found = EmbeddedDetector().detect(photo)
+    assert seen[0] == (LARGEST_SIDE, LARGEST_SIDE)
+    best = found.centers[found.scores.argmax()]
+    assert np.abs(best - np.multiply(FACE_CENTER, 4000 / 512)).max() < 0.2 * FACE_SIZE * 4000 / 512

@@ -433,8 +433,8 @@ def test_a_uv_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for wrong, message in (
         (wide, "between 0 and 1"),
         (missing, "between 0 and 1"),
-        (turned, "turned over"),
-        (shuffled, "turned over"),
+        (turned, "symmetric about u = 1/2"),
+        (shuffled, "symmetric about u = 1/2"),
     ):
         savemat(tmp_path / "BFM_UV.mat", {"UV": wrong})
         with pytest.raises(ValueError, match=message):

@@ -442,12 +442,12 @@ def test_a_batch_is_its_images(backend, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cull", [True, False])
 def test_backends_agree_on_every_pixel(device, dtype, cull, monkeypatch):
-    monkeypatch.setattr(rasterizer_torch, "CHUNK", 5_000)  # many chunks, which cut triangles
+    monkeypatch.setattr(rasterizer_torch, "CHUNK", 20_000)  # many chunks, which cut triangles
     for projected, triangles in (soup(seed=11), dome(), soup(12, n_vertices=6, n_triangles=12)):
         projected = projected.to(dtype)
-        numba = rasterize(projected, triangles, (31, 23), cull_backfaces=cull, backend="numba")
+        numba = rasterize(projected, triangles, (61, 47), cull_backfaces=cull, backend="numba")
         plain = rasterize(
-            projected.to(device), triangles, (31, 23), cull_backfaces=cull, backend="torch"
+            projected.to(device), triangles, (61, 47), cull_backfaces=cull, backend="torch"
         )
         assert torch.equal(plain.pix_to_face.cpu(), numba.pix_to_face)
         eps = 4 * torch.finfo(dtype).eps
@@ -476,7 +476,7 @@ def test_default_backend_follows_the_device(device, expected, monkeypatch):
 
 
 @pytest.mark.parametrize("cull", [True, False])
-@pytest.mark.parametrize("size", [(24, 24), (15, 36), (36, 15)])
+@pytest.mark.parametrize("size", [(48, 48), (30, 72), (72, 30)])
 def test_pytorch3d_agrees_away_from_ties(cull, size):
     pytest.importorskip("pytorch3d.renderer.mesh.rasterize_meshes")
     for projected, triangles in (soup(seed=13), dome(16)):

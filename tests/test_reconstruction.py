@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from cest.configuration import FaceEstimatorConfig
 from cest.cropping import SquareCrop
 from cest.detection import EMBEDDED, FaceDetector
+from cest.face_model import load_face_model
 from cest.geometry import ambient_illumination, project, shade
 from cest.lighting import directional_light, named_light, roll_light
 from cest.modeling import FaceEstimator
@@ -149,6 +151,24 @@ def test_faces_by_number(reconstructor, astronaut):
 def test_no_face(reconstructor):
     with pytest.raises(NoFaceError, match="No face was found"):
         reconstructor.reconstruct(grey())
+
+
+def test_only_a_finer_level_of_the_same_model_is_drawn():
+    """Not the package's for an own build, nor a coarser level than the estimator's own."""
+
+    def drawn(face_model):
+        config = FaceEstimatorConfig(image_size=64, width=0.125)
+        model = FaceEstimator(config, face_model)
+        reconstructor = Reconstructor(model, FaceDetector(EMBEDDED), "cpu")
+        (face,) = reconstructor.reconstruct(grey(), crop=SquareCrop(100, 90, 60))
+        return face.face_model
+
+    level0, level1, level2 = (load_face_model("open", level) for level in range(3))
+    assert drawn(level0).n_vertices == level1.n_vertices
+    assert drawn(level2).n_vertices == level2.n_vertices
+    own = replace(level0, mean=level0.mean * 1.1, content_hash="0" * 64)
+    assert drawn(own).content_hash == own.content_hash
+    assert drawn(own).n_vertices == own.n_vertices
 
 
 def test_everything_is_saved_and_agrees(reconstructor, astronaut, tmp_path):
