@@ -1,6 +1,6 @@
 """Where the seconds go from one photo to all results of both models, in one process.
 
-    python benchmarks/photo.py [PHOTO]
+python benchmarks/photo.py [PHOTO]
 """
 
 import sys

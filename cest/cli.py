@@ -25,7 +25,6 @@ from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
 from cest.reconstruction import PANEL_SIZE, Reconstruction, Reconstructor, labelled_row
 from cest.released import RELEASED, released_checkpoint
 
-
 logger = logging.getLogger(__name__)
 
 

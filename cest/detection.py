@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import cv2
-import httpx
 import numpy as np
 from huggingface_hub import (
     get_hf_file_metadata,
@@ -116,9 +115,10 @@ def _best_available() -> _Backend:
             return _YuNet(Path(cached[name] if isinstance(cached[name], str) else _download(name)))
         except (DetectorError, EntryNotFoundError) as error:
             problems.append(f"{name}: {type(error).__name__}")
-        # No connection, no disk space, a transfer that broke off (RuntimeError is hf_xet's): what
-        # else may keep the Hub away would keep the other file away too.
-        except (OSError, httpx.HTTPError, RuntimeError) as error:
+        # No connection, no disk space, a transfer that broke off: huggingface_hub lets its HTTP
+        # library's own errors through, and which library that is depends on its version. All of
+        # them would keep the other file away too, and none should keep a face from being found.
+        except Exception as error:
             problems.append(f"{name}: {type(error).__name__}")
             break
     logger.warning(

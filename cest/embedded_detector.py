@@ -2,10 +2,10 @@
 
 A fully convolutional network of 0.1 M parameters looks for faces of about 18 to 54 pixels; larger
 ones are found on smaller copies of the photo. A photo of more than 2048 pixels a side is itself
-looked at as a copy of that size, and its faces have to be larger in proportion. At every eighth pixel it says whether a face is
-centred there, and where the centre, how large and how rolled that face is. "Face" is the box of
-its 68 landmarks, turned upright: the very square the estimators are fed with, so no further
-calibration is needed.
+looked at as a copy of that size, and its faces have to be larger in proportion. At every eighth
+pixel it says whether a face is centred there, and where the centre, how large and how rolled that
+face is. "Face" is the box of its 68 landmarks, turned upright: the very square the estimators are
+fed with, so no further calibration is needed.
 
 Coordinates are pixel-edge: the middle of the top left pixel is (0.5, 0.5), y runs down.
 """

@@ -310,11 +310,12 @@ def test_evaluate_prints_figures_of_every_model(tiny_model, face_model, tmp_path
     datasets.Dataset.from_dict({n: [] for n in FEATURES}, features=FEATURES).to_parquet(empty)
     for refused, says in (
         ([str(clips), "--frames", "0"], "--frames 0 leaves nothing"),
-        ([str(empty)], "frames"),
+        ([str(empty)], "No clips could be read"),
         ([str(clips), "--device", "toaster"], "The device 'toaster' is not there"),
     ):
         assert main(["evaluate", *refused, "--model", str(tmp_path / "model")]) == 1
-        error = capsys.readouterr().err.strip()
-        assert says in error and len(error.splitlines()) == 1
+        # Above it are the progress bars of the data-set library.
+        error = capsys.readouterr().err
+        assert says in error.strip().splitlines()[-1] and "Traceback" not in error
     assert main(["evaluate", str(tmp_path / "no.parquet"), "--model", str(tmp_path / "model")]) == 1
     assert "No clips could be read" in capsys.readouterr().err

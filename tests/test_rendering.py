@@ -164,7 +164,7 @@ def test_gradient_of_the_texture_is_the_finite_difference(scene):
         (run(*variables)[0] * weights).sum().backward()
         predicted = (variables[changed].grad * direction).sum()
         measured = ((ahead - behind) * weights).sum() / (2 * step)
-        # As of the image above; a texture of noise has larger terms, so relative alone.
+        # Truncation is step² f'''; rounding eps |f| / step, below 1e-6 for the sum of all texels.
         torch.testing.assert_close(predicted, measured, rtol=1e-5, atol=1e-6)
 
 
@@ -268,13 +268,14 @@ def test_mirrored_reflectance_renders_the_mirrored_face(face_model):
     mirrored = partner[a.fragments.pix_to_face].flip(-1) == b.fragments.pix_to_face
     # A pixel centre on an edge may go either way.
     assert mirrored.double().mean() > 0.999
-    # Weights round by some eps over their triangle's area, here at most 4, as many as the corners'
-    # differences have; so do uv, within the triangle, and at 128 texels, at most 1 apart, colours.
+    # A triangle's weights round by some eps over its area (16 for three products of corners'
+    # differences); uv by as much of the triangle's extent; 128 texels of noise, at most 1 apart
+    # from one to the next, multiply that by 128.
     corners = project(*arguments)[0, model.triangles, :2]
     area = torch.linalg.det(corners[:, 1:] - corners[:, :1]).abs()
     extent = model.uv[model.triangles].amax(1) - model.uv[model.triangles].amin(1)
     eps = torch.finfo(torch.float64).eps
-    rounding = 3 * 4 * eps / area * extent.sum(1) * 128 + 16 * eps
+    rounding = 16 * eps / area * extent.sum(1) * 128 + 16 * eps
     difference = (a.image.flip(-1) - b.image).abs().amax(1)
     face = b.fragments.pix_to_face
     assert (difference <= rounding[face])[mirrored & (face >= 0)].all()
