@@ -75,7 +75,7 @@ class FaceEstimatorConfig:
             allowed = (int, float) if kinds[name] is float else kinds[name]
             if isinstance(value, bool) or not isinstance(value, allowed):
                 raise CheckpointError(
-                    f"{source} cannot be used: {name} is {value!r}, not a {kinds[name]}."
+                    f"{source} cannot be used: {name} is {value!r}, of the wrong type."
                 )
         try:
             return cls(**values)

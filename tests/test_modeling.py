@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from cest.configuration import CheckpointError, FaceEstimatorConfig
@@ -74,6 +75,24 @@ def test_save_and_load_give_the_same_answers(tiny_model, tmp_path):
     for name, value in vars(tiny_model(image)).items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, getattr(again(image), name)), name
+
+
+def test_the_card_says_how_to_use_it(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "from cest import Reconstructor" in card.text
+    assert f"A {tiny_model.config.conditioning.upper()} checkpoint" in card.text
+    assert card.data.license == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_size": 64.0}, {"image_size": "64"}, {"face_model_hash": 5}, {"face_model_level": 7}],
+)
+def test_configs_of_wrong_type_are_refused(saved, changes):
+    change_config(saved, **changes)
+    with pytest.raises(CheckpointError, match=next(iter(changes))):
+        FaceEstimator.from_pretrained(saved)
 
 
 def test_checkpoint_holds_no_face_model(tiny_model, tmp_path):

@@ -38,7 +38,7 @@ def test_card_template_renders_for_both_models() -> None:
             data="Which photos.",
         )
         text = str(card)
-        assert card.data.library_name == "cest"
+        assert card.data.to_dict()["library_name"] == "cest"
         assert sentence in text
         assert "| | NME-68 | photometric |\n|---|---|---|\n| this checkpoint | 1.5 | 3.5 |" in text
         assert "{{" not in text and "{%" not in text
