@@ -1,22 +1,15 @@
 """CEST and IEST: from an image to viewpoint, shape, reflectance and illumination (eqs. 3-4)."""
 
-import json
-import os
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from cest.checkpoint import PretrainedModel
 from cest.configuration import CheckpointError, FaceEstimatorConfig
 from cest.face_model import FaceModel, load_face_model
 from cest.geometry import ambient_illumination, canonical_crop, project, rotate
-from cest.networks import Encoder, ReflectanceNetwork, start_near
+from cest.networks import Encoder, LinearReflectance, ReflectanceNetwork, start_near
 from cest.rendering import (
     Surface,
     TexelMap,
@@ -74,8 +67,7 @@ class FaceParameters:
 
 
 class FaceEstimator(
-    nn.Module,
-    ModelHubMixin,
+    PretrainedModel,
     library_name="cest",
     license="apache-2.0",
     pipeline_tag="image-to-3d",
@@ -88,11 +80,13 @@ class FaceEstimator(
     Args:
         config: sizes, conditioning and face model.
         face_model: to use instead of the one that the config names; a BFM or GNM that the user
-            has loaded. It is never saved with the weights.
+            has loaded; `from_pretrained` takes it too. It is never saved with the weights.
 
     Raises:
         CheckpointError: the config was made with another face model than the one given.
     """
+
+    config_class = FaceEstimatorConfig
 
     def __init__(
         self, config: FaceEstimatorConfig | None = None, face_model: FaceModel | None = None
@@ -124,7 +118,11 @@ class FaceEstimator(
         size, width = config.image_size, config.width
         self.viewpoint_network = Encoder(3, 7, 32, width, size)
         self.shape_network = Encoder(3, face_model.n_coefficients, 64, width, size)
-        self.reflectance_network = ReflectanceNetwork(width)
+        self.reflectance_network = (
+            ReflectanceNetwork(width)
+            if config.reflectance == "map"
+            else LinearReflectance(width, size)
+        )
         channels = 9 if config.conditioning == "cest" else 3
         self.illumination_network = Encoder(channels, 9, 32, width, size)
         # The first rendering is an upright frontal mean face under ambient light.
@@ -199,152 +197,3 @@ class FaceEstimator(
             illuminated_texture=texture,
             texture_visibility=visibility,
         )
-
-    # -- checkpoints -------------------------------------------------------------------------
-
-    def generate_model_card(self, **details: object) -> ModelCard:
-        """The card that save_pretrained writes where there is none."""
-        return super().generate_model_card(**self.config.to_dict(), **details)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """Writes model.safetensors and config.json, each whole or not at all.
-
-        The mixin removes an old config.json before this, so a checkpoint that was being
-        overwritten when the process died is refused as incomplete, not loaded half new.
-        """
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
-        config = json.dumps(self.config.to_dict(), indent=2) + "\n"
-        write_atomically(
-            save_directory / constants.SAFETENSORS_SINGLE_FILE,
-            lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        )
-        write_atomically(
-            save_directory / constants.CONFIG_NAME, lambda path: path.write_text(config)
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        face_model: FaceModel | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> "FaceEstimator":
-        """Loads a folder or a Hub repository ("owner/name"), in evaluation mode on the CPU.
-
-        Args:
-            pretrained_model_name_or_path: folder with config.json and model.safetensors, or
-                a Hub id.
-            face_model: for checkpoints whose face model does not ship with cest.
-            revision, cache_dir, force_download, local_files_only, token: as in huggingface_hub.
-
-        Raises:
-            CheckpointError: files missing or damaged, another architecture, another face model,
-                weights missing, unexpected or of another shape. Never loads part of a model.
-        """
-        source = str(pretrained_model_name_or_path)
-        config_path, weights_path = (
-            _find(
-                source,
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            for name in (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE)
-        )
-        try:
-            values = json.loads(config_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{config_path} is not readable JSON ({error}): download the checkpoint again."
-            ) from error
-        model = cls(FaceEstimatorConfig.from_dict(values, str(config_path)), face_model=face_model)
-        model.load_weights(weights_path)
-        return model.eval()
-
-    def load_weights(self, path: str | Path) -> None:
-        """Loads a safetensors file strictly.
-
-        Raises:
-            CheckpointError: naming what is missing, unexpected or of another shape.
-        """
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole safetensors file ({error}): download it again."
-            ) from error
-        own = self.state_dict()
-        problems = {
-            "missing": sorted(own.keys() - tensors.keys()),
-            "unexpected": sorted(tensors.keys() - own.keys()),
-            "of another shape": sorted(
-                name
-                for name in own.keys() & tensors.keys()
-                if own[name].shape != tensors[name].shape
-            ),
-        }
-        found = [
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for kind, names in problems.items()
-            if names
-        ]
-        if found:
-            raise CheckpointError(
-                f"{path} does not fit its config.json: {'; '.join(found)}. Nothing was loaded."
-            )
-        self.load_state_dict(tensors)
-
-
-def _find(source: str, name: str, **download: object) -> Path:
-    """A checkpoint's file, from a folder or the Hub."""
-    if os.path.isdir(source):
-        path = Path(source) / name
-        if not path.is_file():
-            raise CheckpointError(
-                f"{source} has no {name}: give a folder that save_pretrained wrote."
-            )
-        return path
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"{source} is neither a folder nor a Hub id such as owner/name: check the spelling."
-        )
-    try:
-        return Path(hf_hub_download(source, name, **download))
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            raise CheckpointError(
-                f"{source} is not in the cache and the Hub cannot be reached: connect once, or "
-                "give a local folder."
-            ) from error
-        raise CheckpointError(f"{source} has no {name} on the Hub: is it a CEST model?") from error
-    except (HfHubHTTPError, ValueError) as error:
-        raise CheckpointError(
-            f"{source} could not be loaded from the Hub ({str(error).splitlines()[0]}): check "
-            "the id and your token."
-        ) from error
-
-
-def write_atomically(path: Path, write) -> None:
-    """Calls ``write(temporary)`` beside ``path`` and renames: a crash leaves the old file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(temporary)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-__all__ = ["CheckpointError", "FaceEstimator", "FaceParameters", "write_atomically"]

@@ -1,10 +1,11 @@
-"""The networks of the paper's Tables 1 and 2, nothing more.
+"""The networks of the paper's Tables 1 and 2, and a baseline's reflectance.
 
 ``width`` multiplies every hidden channel count and ``size`` is the side of the input; the paper's
 are 1.0 and 256. Every convolution but the last is followed by batch normalisation and ReLU.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -119,6 +120,29 @@ class ReflectanceNetwork(nn.Module):
         for block in self.decoder:
             image = block(image) + levels.pop()
         return self.output(image)
+
+
+class LinearReflectance(nn.Module):
+    """A reflectance of few coefficients, as in MoFA and FML: for comparison, not of the paper.
+
+    A = tanh(mean + basis · β), the mean and the basis a coarse UV map each, learnt with the
+    encoder that gives β (Table 1).
+    """
+
+    COMPONENTS = 80
+    SIDE = 64
+
+    def __init__(self, width: float = 1.0, size: int = 256) -> None:
+        super().__init__()
+        self.size = size
+        self.encoder = Encoder(3, self.COMPONENTS, 64, width, size)
+        self.basis = nn.Linear(self.COMPONENTS, 3 * self.SIDE**2)
+        start_near(self.basis, torch.zeros(3 * self.SIDE**2))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, size, size) in [-1, 1] -> (B, 3, size, size) in [-1, 1]."""
+        coarse = self.basis(self.encoder(image)).unflatten(1, (3, self.SIDE, self.SIDE))
+        return F.interpolate(coarse.tanh(), size=(self.size, self.size), mode="bilinear")
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from cest.modeling import FaceParameters
 from cest.rendering import shade_surface
 
 CONSTRAINTS = ("both", "consistency", "symmetry", "none")
+PARTNERS = ("random", "average")
 N_JAW = 17
 
 
@@ -19,6 +21,8 @@ class ObjectiveConfig:
     Attributes:
         constraints: "both"; "consistency" (a partner's reflectance, not mirrored); "symmetry"
             (one's own, also mirrored); "none" (one's own: the degenerate case of Fig. 4e).
+        partner: under consistency, the reflectance of a "random" other frame of the clip (eq.
+            8), or the "average" over the clip's frames (B.2, Fig. 10; as in FML).
         landmark_weight: λ1, for landmarks in the image frame ([-1, 1], so 0.01 is 1.3 of 256
             pixels).
         regularisation_weight: λ2, for the mean over coefficients of α² (α in standard
@@ -31,6 +35,7 @@ class ObjectiveConfig:
     """
 
     constraints: str = "both"
+    partner: str = "random"
     landmark_weight: float = 4.0
     regularisation_weight: float = 0.01
     jaw_weight: float = 0.25
@@ -41,6 +46,8 @@ class ObjectiveConfig:
             raise ValueError(
                 f"constraints is {self.constraints!r}; it must be one of {CONSTRAINTS}."
             )
+        if self.partner not in PARTNERS:
+            raise ValueError(f"partner is {self.partner!r}; it must be one of {PARTNERS}.")
 
 
 def photometric_error(
@@ -77,28 +84,34 @@ def landmark_error(projected: Tensor, landmarks: Tensor, ids: Tensor, jaw_weight
     Returns:
         (B,), image frame.
     """
-    weights = landmarks.new_ones(len(ids))
-    weights[:N_JAW] = jaw_weight
+    inner = len(ids) - N_JAW
+    weights = torch.cat((landmarks.new_full((N_JAW,), jaw_weight), landmarks.new_ones(inner)))
     error = (projected[:, ids, :2] - landmarks).abs().mean(-1)
     return (error * weights).sum(-1) / weights.sum()
 
 
-def choose_partners(clips: Tensor, generator: torch.Generator) -> Tensor:
-    """For each frame another frame of its clip at random (eq. 8); itself if it is alone.
-
-    Args:
-        clips: (N,) clip of each frame, any integers, on the CPU.
-        generator: on the CPU.
+def choose_partners(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """For each frame of a clip another one of it at random (eq. 8); itself if it is alone.
 
     Returns:
-        (N,) indices j with clips[j] == clips[i], and j != i where the clip has two frames.
+        (frames,) numbers j != i, uniform over the others.
     """
-    n = len(clips)
-    # The highest of random scores wins, over the other frames of the clip; O(n²) of a batch.
-    scores = torch.rand(n, n, generator=generator)
-    scores[clips[:, None] != clips[None, :]] = -1
-    scores.fill_diagonal_(-0.5)
-    return scores.argmax(1)
+    away = rng.integers(1, frames, frames) if frames > 1 else np.zeros(1, np.int64)
+    return (np.arange(frames) + away) % frames
+
+
+def clip_mean(values: Tensor, clips: Tensor) -> Tensor:
+    """Every frame's values replaced by their mean over its clip (B.2, after FML).
+
+    Args:
+        values: (B, ...).
+        clips: (B,) numbers of the frames' clips, below B.
+    """
+    sums = torch.zeros_like(values).index_add(0, clips, values)
+    counts = torch.zeros_like(values[:, :1]).flatten(1)[:, 0]
+    counts = counts.index_add(0, clips, torch.ones_like(counts))
+    means = sums / counts.clamp(min=1).reshape(-1, *(1,) * (values.ndim - 1))
+    return means[clips]
 
 
 def objective(
@@ -106,6 +119,7 @@ def objective(
     image: Tensor,
     mask: Tensor,
     landmarks: Tensor,
+    clips: Tensor,
     partners: Tensor,
     landmark_ids: Tensor,
     config: ObjectiveConfig,
@@ -117,29 +131,29 @@ def objective(
         image: (B, 3, H, W) in [0, 1].
         mask: (B, 1, H, W) face pixels.
         landmarks: (B, 68, 2) image frame.
-        partners: (B,) from choose_partners.
+        clips: (B,) the clip of each frame, numbers below B.
+        partners: (B,) for each frame another of its clip, from choose_partners.
         landmark_ids: (68,) vertices of the landmarks.
         config: weights and constraints.
 
     Returns:
         Scalars "loss" (to descend), "photometric", "landmarks", "regularisation" (unweighted).
     """
-    own = estimate.reflectance_map
-    reflectances = {
-        "both": lambda: (own[partners], own[partners].flip(-1)),
-        "consistency": lambda: (own[partners],),
-        "symmetry": lambda: (own, own.flip(-1)),
-        "none": lambda: (own,),
-    }[config.constraints]()
+    reflectance = estimate.reflectance_map
+    if config.constraints in ("both", "consistency"):
+        averaged = config.partner == "average"
+        reflectance = clip_mean(reflectance, clips) if averaged else reflectance[partners]
+    mirrored = config.constraints in ("both", "symmetry")
+    reflectances = (reflectance, reflectance.flip(-1)) if mirrored else (reflectance,)
     region = mask * estimate.surface.coverage
     photometric = sum(
         photometric_error(
             image,
-            shade_surface(estimate.surface, reflectance, estimate.illumination)[0],
+            shade_surface(estimate.surface, one, estimate.illumination)[0],
             region,
             config.outlier_factor,
         ).mean()
-        for reflectance in reflectances
+        for one in reflectances
     ) * (2 / len(reflectances))  # two terms' worth, so that λ1 and λ2 mean the same in all
     keypoints = landmark_error(
         estimate.projected, landmarks, landmark_ids, config.jaw_weight

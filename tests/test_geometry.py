@@ -126,3 +126,11 @@ def test_shade_is_the_sum_over_the_basis():
     torch.testing.assert_close(shade(points.expand(3, -1, -1), illumination), expected)
     ambient = shade(points[None], ambient_illumination(0.7).double()[None])
     torch.testing.assert_close(ambient, torch.full_like(ambient, 0.7))
+
+
+def test_looking_up_at_nan_is_survived():
+    """A training run whose weights are NaN must live to say so: torch alone would crash here."""
+    image = torch.rand(1, 3, 8, 8, requires_grad=True)
+    points = torch.full((1, 64, 2), torch.nan, requires_grad=True)
+    sample_image(image, points).sum().backward()
+    assert image.grad.isfinite().all()

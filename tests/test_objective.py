@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from cest.objective import (
     ObjectiveConfig,
     choose_partners,
+    clip_mean,
     landmark_error,
     objective,
     photometric_error,
@@ -41,19 +43,23 @@ def test_landmark_error_weighs_the_jaw():
 
 
 def test_partners_are_others_of_the_same_clip_and_uniform():
-    clips = torch.tensor([5, 5, 5, 7, 9, 9])
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([choose_partners(clips, generator) for _ in range(600)])
-    assert (clips[draws] == clips).all()
-    assert (draws[:, 3] == 3).all()
-    alone = torch.arange(6) == 3
-    assert (draws != torch.arange(6))[:, ~alone].all()
+    rng = np.random.default_rng(0)
+    draws = np.stack([choose_partners(3, rng) for _ in range(600)])
+    assert (draws != np.arange(3)).all() and draws.min() == 0 and draws.max() == 2
     # Frame 0 takes 1 or 2 with equal chance: within five standard deviations of 300.
-    assert abs((draws[:, 0] == 1).sum().item() - 300) < 5 * 600**0.5 / 2
+    assert abs((draws[:, 0] == 1).sum() - 300) < 5 * 600**0.5 / 2
+    assert choose_partners(1, rng).tolist() == [0]
 
 
+def test_clip_mean_by_hand():
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [10.0, 20.0]])
+    means = clip_mean(values, torch.tensor([0, 0, 2]))
+    assert means.tolist() == [[2.0, 3.0], [2.0, 3.0], [10.0, 20.0]]
+
+
+@pytest.mark.parametrize("partner", ["random", "average"])
 @pytest.mark.parametrize("constraints", ["both", "consistency", "symmetry", "none"])
-def test_constraints_choose_the_reflectances(tiny_model, constraints, monkeypatch):
+def test_constraints_choose_the_reflectances(tiny_model, constraints, partner, monkeypatch):
     import cest.objective as module
 
     image = torch.rand(4, 3, 64, 64)
@@ -72,14 +78,16 @@ def test_constraints_choose_the_reflectances(tiny_model, constraints, monkeypatc
         image,
         torch.ones(4, 1, 64, 64),
         torch.zeros(4, 68, 2),
+        torch.tensor([0, 0, 1, 1]),
         partners,
         tiny_model.face_model.landmarks,
-        ObjectiveConfig(constraints=constraints),
+        ObjectiveConfig(constraints=constraints, partner=partner),
     )
     own = estimate.reflectance_map
+    shared = (own + own[partners]) / 2 if partner == "average" else own[partners]
     expected = {
-        "both": [own[partners], own[partners].flip(-1)],
-        "consistency": [own[partners]],
+        "both": [shared, shared.flip(-1)],
+        "consistency": [shared],
         "symmetry": [own, own.flip(-1)],
         "none": [own],
     }[constraints]
@@ -96,6 +104,7 @@ def test_loss_is_the_weighted_sum_of_its_terms(tiny_model):
         image,
         torch.ones(2, 1, 64, 64),
         torch.rand(2, 68, 2),
+        torch.tensor([0, 0]),
         torch.tensor([1, 0]),
         tiny_model.face_model.landmarks,
         config,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -455,6 +459,37 @@ def test_backends_agree_on_every_pixel(device, dtype, cull, monkeypatch):
             torch.testing.assert_close(a.cpu(), b, atol=eps, rtol=eps)
 
 
+def test_triton_agrees_on_every_pixel(tmp_path):
+    """The kernel itself: on the GPU, or else in Triton's interpreter, in a process of its own."""
+    pytest.importorskip("triton")
+    code = """
+        import sys
+        import torch
+        from test_rasterizer import rasterize, soup
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        for dtype in (torch.float32, torch.float64):
+            for cull in (True, False):
+                projected, triangles = soup(12, n_vertices=6, n_triangles=12)
+                projected = projected.to(dtype)
+                projected[0, 0] = torch.nan
+                one, two = (
+                    rasterize(x, triangles, (19, 23), cull_backfaces=cull, backend=backend)
+                    for x, backend in ((projected, "numba"), (projected.to(device), "triton"))
+                )
+                assert torch.equal(one.pix_to_face, two.pix_to_face.cpu())
+                assert (one.pix_to_face >= 0).float().mean() > 0.3
+    """
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    folder = str(Path(__file__).parent)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | interpreted | {"PYTHONPATH": os.pathsep.join([folder, *sys.path])},
+        check=True,
+        timeout=300,
+    )
+
+
 @pytest.mark.parametrize(
     "device, expected", [("cpu", "numba"), pytest.param("cuda", "torch", marks=needs_cuda)]
 )
@@ -464,6 +499,7 @@ def test_default_backend_follows_the_device(device, expected, monkeypatch):
     def spied(name, function):
         return lambda *arguments: used.append(name) or function(*arguments)
 
+    monkeypatch.setattr("cest.rendering.rasterizer.find_spec", lambda name: None)  # no triton
     for name, module in (("numba", rasterizer_numba), ("torch", rasterizer_torch)):
         for function in ("rasterize", "interpolate"):
             monkeypatch.setattr(module, function, spied(name, getattr(module, function)))

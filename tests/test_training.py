@@ -1,25 +1,30 @@
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from cest.data import load_clips
 from cest.modeling import FaceEstimator
 from clip_factory import write_clips
+from hub import HubStandIn
 
 TRAIN = Path(__file__).parent.parent / "train"
 sys.path.insert(0, str(TRAIN))
 
+from log import Log  # noqa: E402
 from settings import Settings  # noqa: E402
-from train import Log  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,7 @@ def configuration(face_model, tmp_path_factory):
         "recipe": {"clips": 2, "frames": 2, "stills": 2, "relight": 0.3},
         "steps": 8,
         "warmup": 2,
+        "ema": 0.5,
         "workers": 1,
         "log_every": 1,
         "picture_every": 4,
@@ -53,15 +59,33 @@ def command(configuration: Path, *overrides: str) -> list[str]:
     return [*launcher, str(TRAIN / "train.py"), "--config", str(configuration), *overrides]
 
 
-def launch(configuration: Path, *overrides: str) -> subprocess.CompletedProcess:
+def launch(
+    configuration: Path, *overrides: str, processes: int = 1, **options
+) -> subprocess.CompletedProcess:
+    # `accelerate launch --cpu` starts one process, whatever the number asked for.
+    several = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    several += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    arguments = command(configuration, *overrides)
+    if processes > 1:
+        arguments = several + arguments[arguments.index(str(TRAIN / "train.py")) :]
     # One thread: sums in a fixed order, so that two runs can be compared bit by bit.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
-        command(configuration, *overrides),
+        arguments,
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=environment | options.pop("environment", {}),
+        **options,
     )
+
+
+def complaint(result: subprocess.CompletedProcess) -> str:
+    """The one sentence that a run ended with."""
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: ")]
+    assert len(lines) == 1, result.stderr[-3000:]
+    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +105,15 @@ def test_a_run_leaves_model_checkpoints_metrics_and_pictures(finished):
     assert model.config.conditioning == "cest"
     kept = sorted(path.name for path in (finished / "checkpoints").iterdir())
     assert kept == ["step_00000006", "step_00000008"]
-    assert [record["step"] for record in records(finished, "train")] == list(range(1, 9))
+    written = records(finished, "train")
+    assert [record["step"] for record in written] == list(range(1, 9))
+    assert {"loss", "photometric", "landmarks", "gradient_norm", "rate"} <= written[0].keys()
     assert [record["step"] for record in records(finished, "validation")] == [4, 8]
     assert {path.name for path in (finished / "pictures").iterdir()} == {
         "00000004.jpg",
         "00000008.jpg",
     }
+    assert list((finished / "cest").glob("events.out.tfevents*"))
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(configuration, finished, tmp_path):
@@ -120,6 +147,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(configuration, finished, tmp_p
     [
         (["steps"], "is no override"),
         (["stepz=3"], "unknown key(s) stepz"),
+        (["ema=1"], "ema is 1.0"),
+        (["recipe.clips=0", "recipe.stills=0"], "no frame"),
+        (["recipe.pairing=friend"], "pairing is 'friend'"),
+        (["objective.partner=all"], "partner is 'all'"),
+        (["model.reflectance=mesh"], "reflectance is 'mesh'"),
         (["steps=abc"], "steps is 'abc', not a number"),
         (["steps.x=3"], "steps has no keys"),
         (["log_every=0"], "log_every is 0"),
@@ -134,11 +166,158 @@ def test_bad_settings_are_one_sentence(configuration, tmp_path, overrides, messa
     assert message in str(caught.value)
 
 
-def test_a_bad_setting_ends_the_command_with_that_sentence(configuration):
-    result = launch(configuration, "stepz=3")
-    assert result.returncode != 0
-    complaints = [line for line in result.stderr.splitlines() if line.startswith("train.py: ")]
-    assert len(complaints) == 1 and "unknown key(s) stepz" in complaints[0]
+def test_the_saved_model_is_the_moving_average(finished):
+    """With decay 0.5 the average is not the weights; both are in the checkpoint."""
+    saved = load_file(finished / "model" / "model.safetensors")
+    checkpoint = finished / "checkpoints" / "step_00000008"
+    weights = load_file(checkpoint / "model.safetensors")
+    average = load_file(checkpoint / "model_1.safetensors")
+    name = "shape_network.0.0.weight"
+    assert torch.equal(saved[name], average[f"module.{name}"])
+    assert not torch.equal(saved[name], weights[name])
+    assert not list(checkpoint.glob("*.bin.index*")) and len(list(checkpoint.glob("*.safe*"))) == 2
+
+
+@pytest.fixture(scope="module")
+def half_way(finished, tmp_path_factory):
+    """A folder that a run can go on from at step 6 of 8."""
+
+    def copy() -> Path:
+        folder = tmp_path_factory.mktemp("half_way") / "run"
+        shutil.copytree(finished, folder)
+        shutil.rmtree(folder / "checkpoints" / "step_00000008")
+        return folder
+
+    return copy
+
+
+def test_two_processes_train_as_one_does(finished, half_way, configuration):
+    """Another number of processes goes on with a run, and the next loss is the same.
+
+    That needs the same frames, batch normalisation over both processes, and the same weights,
+    moments and rate. Later losses drift apart as any rounding does in float32: how far is for
+    test_synchronised, in float64.
+    """
+    folder = half_way()
+    result = launch(configuration, f"output={folder}", "picture_every=100", processes=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = records(finished, "train")[6], records(folder, "train")[6]
+    assert one["step"] == two["step"] == 7
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
+    assert FaceEstimator.from_pretrained(folder / "model")
+
+
+def test_accumulated_parts_make_one_step(configuration, tmp_path):
+    """The same frames in two parts: the same number of steps, and nearly the same first loss.
+
+    Nearly, because each part is normalised by its own statistics.
+    """
+    result = launch(configuration, f"output={tmp_path}", "accumulation=2", "steps=2", "ema=0")
+    assert result.returncode == 0, result.stderr[-3000:]
+    (first, second) = records(tmp_path, "train")
+    assert (first["step"], second["step"]) == (1, 2) and first["loss"] > 0
+
+
+def test_a_streaming_run_goes_on_exactly_and_with_as_many_processes(configuration, tmp_path):
+    clips = Path(yaml.safe_load(configuration.read_text())["clips"])
+    rows = load_clips(str(clips))
+    rows.to_parquet(str(tmp_path / "clips.parquet"), batch_size=1)
+    stream = ["streaming=true", f"clips={tmp_path / 'clips.parquet'}", "recipe.stills=0", "ema=0"]
+    whole = launch(configuration, f"output={tmp_path / 'whole'}", *stream)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "checkpoints" / "step_00000008")
+    part = launch(configuration, f"output={tmp_path / 'part'}", *stream)
+    assert part.returncode == 0, part.stderr[-3000:]
+    models = [load_file(tmp_path / n / "model" / "model.safetensors") for n in ("whole", "part")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    shutil.rmtree(tmp_path / "part" / "checkpoints" / "step_00000008")
+    other = launch(configuration, f"output={tmp_path / 'part'}", *stream, processes=2)
+    assert other.returncode != 0
+    assert "launch with --num_processes=1" in other.stderr
+
+
+def test_a_run_that_leaves_the_numbers_stops_at_its_last_good_state(half_way, configuration):
+    folder = half_way()
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["objective"]["landmark_weight"] = 1e39  # beyond float32
+    (folder / "settings.json").write_text(json.dumps(settings))
+    arguments = [f"output={folder}", "objective.landmark_weight=1e39", "log_every=100"]
+    result = launch(configuration, *arguments, "picture_every=100")
+    assert "is no number any more at step" in complaint(result)
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["step_00000006"]
+    weights = load_file(folder / "checkpoints" / "step_00000006" / "model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(half_way, configuration):
+    """Files of more than 300 kB cannot be written, as on a disk that is full."""
+    folder = half_way()
+    limit = (300_000, 300_000)
+    result = launch(
+        configuration,
+        f"output={folder}",
+        "picture_every=100",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert "could not be written" in complaint(result) and "make room" in result.stderr
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000006"]
+    result = launch(configuration, f"output={folder}", "picture_every=100")
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stepz=3"], "unknown key(s) stepz"),
+        (["output=/proc/nowhere"], "nowhere"),
+        (["columns={landmarks: points}"], "has no column 'points'"),
+        (["segmenter=/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_what_cannot_be_trained_ends_with_one_sentence(configuration, tmp_path, overrides, message):
+    assert message in complaint(launch(configuration, f"output={tmp_path}", *overrides))
+
+
+def test_smoke_train_push_kill_resume_reload(configuration, tmp_path):
+    """train/configs/smoke.yaml against a Hub: data from it, checkpoints to it, and back."""
+    clips, stills = (yaml.safe_load(configuration.read_text())[n] for n in ("clips", "stills"))
+    smoke = TRAIN / "configs" / "smoke.yaml"
+    with HubStandIn(tmp_path / "hub") as hub:
+        for name, path in (("clips", clips), ("stills", stills)):
+            hub.put(f"owner/{name}", "data/train.parquet", Path(path).read_bytes(), "dataset")
+        environment = os.environ | hub.environment() | {"OMP_NUM_THREADS": "1"}
+        arguments = [
+            *(f"output={tmp_path / 'run'}", "clips=owner/clips", "stills=owner/stills"),
+            *("validation=owner/stills", "--push_to_hub", "tester/smoke"),
+        ]
+        process = subprocess.Popen(
+            command(smoke, *arguments),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.time() + 150
+        while len(hub.messages("tester/smoke")) < 2 and time.time() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        before = hub.messages("tester/smoke")
+        assert before[1].startswith("Step ") and before[-1] != "Step 20"
+        result = launch(smoke, *arguments, environment=environment)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert hub.messages("tester/smoke")[-1] == "Step 20"
+        found = hub.client(
+            """
+            from cest import FaceEstimator
+            print(FaceEstimator.from_pretrained("tester/smoke").config.conditioning)
+            """
+        )
+        assert found == ["cest"]
+        pushed = hub.files("tester/smoke")["model.safetensors"]
+    assert pushed == (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_run_is_not_resumed_with_other_settings(finished, configuration):
@@ -149,27 +328,45 @@ def test_a_run_is_not_resumed_with_other_settings(finished, configuration):
         other.record(finished)
 
 
+@pytest.mark.parametrize("change", [{"seed": "one"}, {"columns": 3}, {"streaming": "perhaps"}])
+def test_a_value_of_another_kind_is_refused(tmp_path, change):
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"output": "x"} | change))
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Settings.load(str(tmp_path / "x.yaml"), [])
+
+
+def test_a_file_says_what_differs_from_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("output: x\nrecipe: {clips: 3, frames: 5}\nsteps: 7")
+    (tmp_path / "other.yaml").write_text("base: base.yaml\nrecipe: {clips: 4}")
+    settings = Settings.load(str(tmp_path / "other.yaml"), ["steps=8"])
+    assert (settings.recipe.clips, settings.recipe.frames, settings.steps) == (4, 5, 8)
+    (tmp_path / "lost.yaml").write_text("base: absent.yaml")
+    with pytest.raises(ValueError, match=r"absent\.yaml cannot be read"):
+        Settings.load(str(tmp_path / "lost.yaml"), [])
+
+
 def test_half_a_line_of_metrics_does_not_stop_a_run(tmp_path):
     whole = '{"kind": "train", "step": 1}\n'
     (tmp_path / "metrics.jsonl").write_text(whole + '{"kind": "tr')
-    Log(tmp_path, start=1)
+    Log(tmp_path, 1, Accelerator(cpu=True))
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
-@pytest.mark.parametrize("path", sorted((TRAIN / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((TRAIN / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configurations_are_readable(path):
     settings = Settings.load(str(path), [])
     assert settings.recipe.batch_size > 0
 
 
-def test_cest_and_iest_get_the_same_budget_data_and_seed():
+@pytest.mark.parametrize("name", ["small-{}", "paper-voxceleb{}", "paper-300wlp{}"])
+def test_cest_and_iest_get_the_same_budget_data_and_seed(name):
+    folder = TRAIN / "configs"
+    first, second = ("cest", "iest") if name.startswith("small") else ("", "-iest")
     cest, iest = (
-        yaml.safe_load((TRAIN / "configs" / f"small-{name}.yaml").read_text())
-        for name in ("cest", "iest")
+        asdict(Settings.load(str(folder / f"{name.format(part)}.yaml"), []))
+        for part in (first, second)
     )
-    assert (cest["model"].pop("conditioning"), iest["model"].pop("conditioning")) == (
-        "cest",
-        "iest",
-    )
+    assert cest["model"].pop("conditioning") == "cest"
+    assert iest["model"].pop("conditioning") == "iest"
     assert cest.pop("output") != iest.pop("output")
     assert cest == iest

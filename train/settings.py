@@ -18,23 +18,39 @@ class Settings:
 
     Attributes:
         output: folder for checkpoints, pictures, metrics and the finished model.
-        clips, stills, validation: Parquet files, globs or Hub ids; empty for none.
+        clips, stills, validation: what `cest.data.load_clips` opens; empty for none.
+        columns: what these sets call our columns, {ours: theirs}.
+        streaming: read clips and stills on as needed, instead of copying them first.
+        segmenter: f_seg, a folder or Hub id of a FaceSegmenter, whose masks replace those of the
+            data; empty for the data's own, or for the landmarks' hull where it has none.
         model, recipe, objective: see their classes.
         seed: of initial weights, batches, augmentation and partners.
         steps: batches in all.
         learning_rate: Adam's peak; a short linear rise, then a cosine to zero.
         warmup: steps of the rise.
         gradient_norm: clipping.
-        workers: processes that read and augment; 0 reads in the training process.
+        accumulation: parts that a batch is worked through in, for less memory. Batch
+            normalisation sees a part at a time.
+        ema: decay of the moving average of the weights that is evaluated, saved and pushed; 0
+            for the weights themselves.
+        compile: networks by torch.compile.
+        workers: threads that read and augment.
         log_every, picture_every, evaluate_every, save_every: steps.
         evaluation_frames: of the validation set, for the look during training.
         keep: checkpoints kept.
+        tracker: "tensorboard", "wandb", … (accelerate's), written beside metrics.jsonl; empty for
+            none.
+        push_to_hub: Hub id that the model is pushed to at every checkpoint; empty for none.
+        private: whether that repository is made private.
     """
 
     output: str
     clips: str = ""
     stills: str = ""
     validation: str = ""
+    columns: dict = field(default_factory=dict)
+    streaming: bool = False
+    segmenter: str = ""
     model: FaceEstimatorConfig = field(default_factory=FaceEstimatorConfig)
     recipe: Recipe = field(default_factory=Recipe)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -43,6 +59,9 @@ class Settings:
     learning_rate: float = 1e-3
     warmup: int = 100
     gradient_norm: float = 5.0
+    accumulation: int = 1
+    ema: float = 0.0
+    compile: bool = False
     workers: int = 2
     log_every: int = 20
     picture_every: int = 500
@@ -50,18 +69,20 @@ class Settings:
     evaluation_frames: int = 256
     save_every: int = 500
     keep: int = 2
+    tracker: str = "tensorboard"
+    push_to_hub: str = ""
+    private: bool = True
 
     @classmethod
     def load(cls, path: str, overrides: list[str]) -> "Settings":
         """Reads a YAML file and ``key.subkey=value`` overrides, strictly.
 
+        A file may say ``base: other.yaml``, beside it: it then says what differs from that.
+
         Raises:
             ValueError: unreadable file, unknown key or impossible value, named.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+        values = _read(Path(path))
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
@@ -79,6 +100,8 @@ class Settings:
         for name in POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1.")
 
     def record(self, output: Path) -> None:
         """Writes settings.json on a run's first start; a later start must not contradict it.
@@ -101,15 +124,35 @@ class Settings:
 
 POSITIVE = (
     *("steps", "learning_rate", "gradient_norm", "log_every", "picture_every"),
-    *("evaluate_every", "evaluation_frames", "save_every", "keep"),
+    *("evaluate_every", "evaluation_frames", "save_every", "keep", "accumulation"),
 )
 # What a run may be resumed with: how long, where it reads from now, and what it leaves behind.
 CHANGEABLE = frozenset(
     (
         *("output", "clips", "stills", "validation", "steps", "workers", "log_every"),
         *("picture_every", "evaluate_every", "evaluation_frames", "save_every", "keep"),
+        *("columns", "compile", "tracker", "push_to_hub", "private"),
     )
 )
+
+
+def _read(path: Path) -> dict:
+    """A YAML file's values over those of its base."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    return _merged(_read(path.parent / values.pop("base")), values)
+
+
+def _merged(base: dict, values: dict) -> dict:
+    both = base | values
+    for name in base.keys() & values.keys():
+        if isinstance(base[name], dict) and isinstance(values[name], dict):
+            both[name] = _merged(base[name], values[name])
+    return both
 
 
 def _build(kind: type, values: Any, where: str) -> Any:
@@ -134,7 +177,14 @@ def _build(kind: type, values: Any, where: str) -> Any:
 
 
 def _converted(value: Any, kind: Any, where: str) -> Any:
-    """YAML reads 1e-3 and 1e4 as text; a field that is a number gets a number."""
+    """YAML reads 1e-3 and 1e4 as text, and nothing as None; a field gets what it is made for."""
+    if kind is str and value is None:
+        return ""
+    if kind in (str, bool, dict):
+        if not isinstance(value, kind):
+            names = {str: "text", bool: "true or false", dict: "key: value pairs"}
+            raise ValueError(f"{where} is {value!r}, not {names[kind]}.")
+        return value
     if kind not in (int, float):
         return value
     try:

@@ -4,33 +4,38 @@ Stop it whenever you like; the same command goes on from the last checkpoint.
 """
 
 import argparse
-import json
 import sys
-import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from PIL import Image
-from torch.utils.data import DataLoader
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import checkpoints
-from cest.data import ClipDraws, FrameBatch, StepSampler, load_clips
+from cest.data import Batches, FrameBatch, StreamedClips, load_clips
 from cest.data.augmentation import Relighter
 from cest.evaluation import evaluate
 from cest.modeling import FaceEstimator
-from cest.objective import choose_partners, objective
-from cest.pictures import grid, panels, to_uint8
+from cest.objective import objective
+from cest.segmentation import FaceSegmenter
+from log import Log, start_tracker
+from publishing import Publisher
 from settings import Settings
+from synchronised import synchronise
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True, help="YAML file, see train/configs")
+    parser.add_argument("--push_to_hub", metavar="OWNER/NAME", help="push checkpoints meanwhile")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. recipe.clips=8")
     arguments = parser.parse_args()
+    if arguments.push_to_hub:
+        arguments.overrides.append(f"push_to_hub={arguments.push_to_hub}")
     try:
         train(Settings.load(arguments.config, arguments.overrides))
     except (ValueError, OSError) as error:
@@ -39,71 +44,132 @@ def main() -> None:
 
 def train(settings: Settings) -> None:
     """Runs, or goes on with, one training run."""
-    accelerator = Accelerator()
-    set_seed(settings.seed)
     output = Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=settings.tracker or None,
+        project_dir=output,
+    )
+    set_seed(settings.seed)
+    main_process = accelerator.is_main_process
+    publisher = None
+    if main_process:
+        settings.record(output)
+        if settings.push_to_hub:  # now, so that a token that may not push is refused at once
+            publisher = Publisher(settings.push_to_hub, private=settings.private)
+
     model = FaceEstimator(settings.model).to(memory_format=torch.channels_last)
+    average = None
+    if settings.ema:
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True
+        )
+    model = synchronise(model, accelerator)
+    if settings.compile:
+        for network in model.children():
+            network.compile()
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings))
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
-    if accelerator.is_main_process:
-        settings.record(output)
-    start = checkpoints.resume(accelerator, output / "checkpoints")
-    batches = batch_loader(settings, accelerator, accelerator.unwrap_model(model), start)
-    validation = load_clips(settings.validation) if settings.validation else None
-    log = Log(output, start) if accelerator.is_main_process else None
+    if average is not None:
+        average = accelerator.prepare_model(average, evaluation_mode=True)
+    bare = accelerator.unwrap_model(model)
+    best = bare if average is None else accelerator.unwrap_model(average).module
+    start, position = checkpoints.resume(accelerator, output / "checkpoints")
 
-    bar = tqdm(
-        initial=start, total=settings.steps, disable=not accelerator.is_main_process, unit="step"
-    )
-    for step, batch in enumerate(batches, start=start + 1):
-        batch = batch.to(accelerator.device)
-        model.train()
-        estimate = model(batch.image)
-        # A function of seed and step alone, as the batch is: a resumed run draws the same.
-        seed = (settings.seed * 1_000_003 + step) * 1_009 + accelerator.process_index
-        generator = torch.Generator().manual_seed(seed)
-        partners = choose_partners(batch.clip.cpu(), generator)
-        terms = objective(
-            estimate,
-            batch.image,
-            batch.mask,
-            batch.landmarks,
-            partners.to(accelerator.device),
-            accelerator.unwrap_model(model).face_model.landmarks,
-            settings.objective,
-        )
-        if not torch.isfinite(terms["loss"]):
-            raise ValueError(
-                f"the loss is {terms['loss'].item()} at step {step}: lower learning_rate; the "
-                f"last checkpoint in {output / 'checkpoints'} is untouched."
-            )
-        accelerator.backward(terms["loss"])
-        accelerator.clip_grad_norm_(model.parameters(), settings.gradient_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+    relighter = Relighter(bare.face_model) if settings.recipe.relight else None
+    batches = iter(open_batches(settings, accelerator, relighter, start, position))
+    segmenter = None
+    if settings.segmenter:
+        segmenter = FaceSegmenter.from_pretrained(settings.segmenter).to(accelerator.device)
+    validation = load_clips(settings.validation, settings.columns) if settings.validation else None
+    start_tracker(accelerator, settings.tracker, asdict(settings))
+    log = Log(output, start, accelerator) if main_process else None
+
+    bar = tqdm(initial=start, total=settings.steps, disable=not main_process, unit="step")
+    model.train()
+    for step in range(start + 1, settings.steps + 1):
+        sums = None
+        for _ in range(settings.accumulation):
+            batch, position = next(batches)
+            batch = on_device(batch, accelerator.device, segmenter, relighter)
+            with accelerator.accumulate(model):
+                terms = objective(
+                    model(batch.image),
+                    batch.image,
+                    batch.mask,
+                    batch.landmarks,
+                    batch.clip,
+                    batch.partner,
+                    bare.face_model.landmarks,
+                    settings.objective,
+                )
+                accelerator.backward(terms["loss"])
+                values = torch.stack([value.detach() for value in terms.values()])
+                sums = values if sums is None else sums + values
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(model.parameters(), settings.gradient_norm)
+                optimizer.step()
+                optimizer.zero_grad()
         schedule.step()
+        if average is not None:
+            average.update_parameters(bare)
         bar.update()
 
-        if log and step % settings.log_every == 0:
-            log.write("train", step, {name: value.item() for name, value in terms.items()})
-            bar.set_postfix(loss=f"{terms['loss'].item():.4f}")
+        saving = step % settings.save_every == 0 or step == settings.steps
+        if saving or step % settings.log_every == 0:
+            # Nothing before this waited for the device.
+            means = accelerator.reduce(sums / settings.accumulation, "mean").tolist()
+            figures = dict(zip(terms, means)) | {"gradient_norm": float(norm)}
+            check(figures, step, output, scaled=accelerator.scaler is not None)
+            if log:
+                log.write("train", step, figures | {"rate": schedule.get_last_lr()[0]})
+                bar.set_postfix(loss=f"{figures['loss']:.4f}")
         if log and step % settings.picture_every == 0:
-            log.picture(step, batch, accelerator.unwrap_model(model))
+            log.picture(step, batch, best)
         if log and validation is not None and step % settings.evaluate_every == 0:
-            bare = accelerator.unwrap_model(model)
-            log.write(
-                "validation",
-                step,
-                evaluate(bare, validation, max_frames=settings.evaluation_frames),
-            )
-        if step % settings.save_every == 0 or step == settings.steps:
-            checkpoints.save(accelerator, output / "checkpoints", step, settings.keep)
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(output / "model")
+            figures = evaluate(best, validation, max_frames=settings.evaluation_frames)
+            log.write("validation", step, figures)
+        if saving:
+            checkpoints.save(accelerator, output / "checkpoints", step, settings.keep, position)
+            if main_process:
+                checkpoints.save_model(best, output / "model")
+            if publisher:
+                publisher.publish(output / "model", f"Step {step}")
+    if publisher:
+        publisher.close()
     accelerator.end_training()
+
+
+def on_device(
+    batch: FrameBatch,
+    device: torch.device,
+    segmenter: FaceSegmenter | None,
+    relighter: Relighter | None,
+) -> FrameBatch:
+    """A batch where the model is: its mask by f_seg, if there is one, then relit."""
+    batch = batch.to(device)
+    if segmenter is not None:
+        with torch.no_grad():
+            batch = replace(batch, mask=(segmenter(batch.image) > 0.5).float())
+    return batch.lit(relighter)
+
+
+def check(figures: dict[str, float], step: int, output: Path, scaled: bool) -> None:
+    """Stops a run that has left the numbers, before it is saved.
+
+    Under float16 with a loss scale, a gradient that is not finite is nothing unusual: its step is
+    left out.
+    """
+    values = [value for name, value in figures.items() if not (scaled and name == "gradient_norm")]
+    if not all(torch.isfinite(torch.tensor(values))):
+        raise ValueError(
+            f"the loss or its gradient is no number any more at step {step}: the last checkpoint "
+            f"in {output / 'checkpoints'} is good; lower learning_rate, in another output, or go "
+            "on from there."
+        )
 
 
 def rate(step: int, settings: Settings) -> float:
@@ -114,64 +180,39 @@ def rate(step: int, settings: Settings) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(1.0, done))).item())
 
 
-def batch_loader(
-    settings: Settings, accelerator: Accelerator, model: FaceEstimator, start: int
-) -> DataLoader:
-    """This process's batches start, start + 1, … of the run."""
-    clips, stills = (
-        load_clips(name) if name else None for name in (settings.clips, settings.stills)
-    )
-    recipe = settings.recipe
-    draws = ClipDraws(
-        clips,
-        stills,
-        recipe,
+def open_batches(
+    settings: Settings,
+    accelerator: Accelerator,
+    relighter: Relighter | None,
+    start: int,
+    position: dict,
+) -> Iterator[tuple[FrameBatch, dict]]:
+    """This process's share of batches start, start + 1, … of the run."""
+    process = accelerator.process_index, accelerator.num_processes
+    sources = {}
+    for name in ("clips", "stills"):
+        if source := getattr(settings, name):
+            sources[name] = load_clips(source, settings.columns, settings.streaming)
+            if settings.streaming:
+                sources[name] = StreamedClips(
+                    sources[name], settings.seed, *process, position.get(name)
+                )
+    return Batches(
+        sources,
+        settings.recipe,
         settings.model.image_size,
-        Relighter(model.face_model.to("cpu")) if recipe.relight else None,
+        relighter,
+        seed=settings.seed,
+        start=start,
+        stop=settings.steps,
+        process=process[0],
+        processes=process[1],
+        accumulation=settings.accumulation,
+        threads=max(1, settings.workers),
+        pin=accelerator.device.type == "cuda",
+        # A clip of one frame would be consistent with itself alone.
+        least=2 if settings.objective.constraints == "consistency" else 1,
     )
-    sampler = StepSampler(
-        recipe,
-        len(clips or ()),
-        len(stills or ()),
-        settings.seed,
-        start,
-        settings.steps,
-        process=accelerator.process_index,
-    )
-    return DataLoader(
-        draws,
-        batch_sampler=sampler,
-        collate_fn=FrameBatch.stack,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-    )
-
-
-class Log:
-    """metrics.jsonl and pictures of a run."""
-
-    def __init__(self, output: Path, start: int) -> None:
-        self.pictures = output / "pictures"
-        self.pictures.mkdir(parents=True, exist_ok=True)
-        self.path = output / "metrics.jsonl"
-        # What a killed run wrote after its last checkpoint is going to be written again.
-        # A kill can also leave half a last line.
-        text = self.path.read_text() if self.path.exists() else ""
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
-
-    def write(self, kind: str, step: int, values: dict[str, float]) -> None:
-        record = {"kind": kind, "step": step, "time": round(time.time(), 1), **values}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def picture(self, step: int, batch: FrameBatch, model: FaceEstimator) -> None:
-        model.eval()
-        image = batch.image[:: max(1, len(batch.image) // 8)]
-        with torch.no_grad():
-            estimate = model(image)
-        picture = to_uint8(grid(panels(image, estimate, model.face_model)))
-        Image.fromarray(picture.numpy()).save(self.pictures / f"{step:08d}.jpg", quality=88)
 
 
 if __name__ == "__main__":

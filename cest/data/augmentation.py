@@ -1,13 +1,16 @@
 """Geometric augmentation of frames, and relighting them about a mean face."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from cest.face_model import MIRRORED_LANDMARKS, FaceModel
-from cest.geometry import sh_basis
+from cest.geometry import shade
 from cest.rendering import rasterize_surface, vertex_normals
 
 
@@ -42,8 +45,14 @@ class Similarity:
         offset = centre - linear @ np.full(2, source / 2)
         return cls(np.column_stack((linear, offset)), mirrored)
 
+    @classmethod
+    def resize(cls, source: int, target: int) -> "Similarity":
+        """The whole image, at another size."""
+        scale = target / source
+        return cls(np.array([[scale, 0, 0], [0, scale, 0]]), mirrored=False)
+
     def image(self, image: np.ndarray, size: int) -> np.ndarray:
-        """(H, W, 3) uint8 -> (size, size, 3) uint8, edges replicated."""
+        """(H, W, 3) or (H, W) uint8 -> (size, size, 3) or (size, size), edges replicated."""
         if self.mirrored:
             image = image[:, ::-1]
         # cv2 speaks of pixel centres; ours are half a pixel off the edge coordinates.
@@ -86,62 +95,101 @@ def fit_weak_perspective(points: np.ndarray, target: np.ndarray) -> tuple[np.nda
     return scale, rotation, target_centre - scale * (rotation @ centre)[:2]
 
 
+@dataclass(frozen=True)
+class Relighting:
+    """Another light for one photo: everything that is random about it.
+
+    Attributes:
+        pose: (3, 4) brings the mean face onto the photo's face, image frame.
+        light: (9,) spherical harmonics of the irradiance beside the ambient 1.
+        exposure: factor of the whole.
+    """
+
+    pose: np.ndarray
+    light: np.ndarray
+    exposure: float
+
+
 class Relighter:
-    """Multiplies a photo by the shading of a mean face under random light.
+    """Multiplies photos by the shading of a mean face under random light.
 
     Two relit copies of one photo are two frames of a "clip" whose reflectance is the same by
     construction, while their light differs by what is known to be light. Stills thereby take
     part in the consistency constraint (eq. 7), which is otherwise idle on them, and clips, whose
     light seldom changes, see more of it. The mean face is posed by the landmarks.
+
+    What is random is drawn on the CPU, a photo at a time; the pixels are worked on in batches,
+    on the device of the face model.
     """
 
     def __init__(self, face_model: FaceModel) -> None:
-        self.triangles, self.uv = face_model.triangles, face_model.uv
-        self.vertices = face_model.mean.numpy()
-        self.normals = vertex_normals(face_model.mean[None], face_model.triangles)[0].numpy()
-        self.landmarks = self.vertices[face_model.landmarks.numpy()]
+        self.triangles, self.uv, self.mean = face_model.triangles, face_model.uv, face_model.mean
+        self.normals = vertex_normals(face_model.mean[None], face_model.triangles)[0]
+        self.landmarks = face_model.mean[face_model.landmarks].cpu().numpy()
 
-    def __call__(
-        self, image: np.ndarray, landmarks: np.ndarray, rng: np.random.Generator, strength: float
-    ) -> np.ndarray:
+    def draw(
+        self, landmarks: np.ndarray, size: int, rng: np.random.Generator, strength: float
+    ) -> Relighting:
+        """Poses the mean face and draws a light.
+
+        Args:
+            landmarks: (68, 2) pixel-edge coordinates of a (size, size) photo.
+            size: its side.
+            rng: decides the light.
+            strength: standard deviation of the directional part against the ambient.
+        """
+        target = landmarks * (2 / size, -2 / size) + (-1, 1)
+        scale, rotation, shift = fit_weak_perspective(self.landmarks[17:], target[17:])
+        pose = np.column_stack((scale * rotation, (*shift, 0)))
+        # Bands fall off as the irradiance of natural light does (cosine lobe: 1, 2/3, 1/4).
+        light = rng.normal(0, strength, 9) * np.repeat((0, 2 / 3, 1 / 4), (1, 3, 5)) * 3.5
+        return Relighting(np.float32(pose), np.float32(light), float(np.exp(rng.normal(0, 0.1))))
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, pose: Tensor, light: Tensor, exposure: Tensor) -> Tensor:
         """Relights.
 
         Args:
-            image: (S, S, 3) uint8.
-            landmarks: (68, 2) pixel-edge coordinates.
-            rng: decides the light.
-            strength: standard deviation of the directional part against the ambient.
+            image: (B, 3, S, S) in [0, 1].
+            pose, light, exposure: (B, 3, 4), (B, 9) and (B,): `Relighting`s, stacked.
 
         Returns:
-            (S, S, 3) uint8.
+            (B, 3, S, S) in [0, 1].
         """
-        size = len(image)
-        target = landmarks * (2 / size, -2 / size) + (-1, 1)
-        scale, rotation, shift = fit_weak_perspective(self.landmarks[17:], target[17:])
-        projected = scale * self.vertices @ rotation.T
-        projected[:, :2] += shift
-        as_batch = lambda array: torch.from_numpy(np.float32(array))[None]  # noqa: E731
+        size = image.shape[-1]
+        rotation = F.normalize(pose[:, :, :3], dim=-1)
         surface = rasterize_surface(
-            as_batch(projected),
-            as_batch(self.normals @ rotation.T),
+            self.mean @ pose[:, :, :3].mT + pose[:, None, :, 3],
+            self.normals @ rotation.mT,
             self.triangles,
             self.uv,
             (size, size),
         )
-        covered = surface.coverage[0, 0].numpy()
-        if covered.sum() < 20:
-            return image
-        # Bands fall off as the irradiance of natural light does (cosine lobe: 1, 2/3, 1/4).
-        light = rng.normal(0, strength, 9) * np.repeat((0, 2 / 3, 1 / 4), (1, 3, 5)) * 3.5
-        shading = 1 + sh_basis(surface.normals[0]).numpy() @ light.astype(np.float32)
-        shading = np.clip(shading, 0.15, None) * covered
-        # Beyond the face the light of its rim goes on, so that no edge gives the trick away.
-        blur = lambda array: cv2.GaussianBlur(array, (0, 0), size / 16)  # noqa: E731
-        around = blur(shading) / np.maximum(blur(covered), 1e-3)
-        around = np.where(blur(covered) > 1e-3, around, 1)
-        shading = np.where(covered > 0, shading, around)
-        shading *= np.exp(rng.normal(0, 0.1)) / shading[covered > 0].mean()
+        covered = surface.coverage
+        pixels = covered.sum((1, 2, 3), keepdim=True)
+        shading = (1 + shade(surface.normals, light)[:, None]).clamp(min=0.15) * covered
+        mean = shading.sum((1, 2, 3), keepdim=True) / pixels.clamp(min=1)
+        shading = shading / mean.clamp(min=1e-3)
+        # Beyond the face the light of its rim goes on and fades: no edge gives the trick away.
+        near, fade = blur(covered, size / 16), 0.02
+        around = (blur(shading, size / 16) + fade) / (near + fade)
+        factor = torch.where(covered > 0, shading, around)
+        lit = image * factor * exposure[:, None, None, None]
         # Clipped highlights carry no reflectance: darken rather than clip more than 1 in 100.
-        lit = image * shading[..., None]
-        peak = np.percentile(lit[covered > 0], 99)
-        return np.clip(lit * min(1, 250 / max(peak, 1)), 0, 255).astype(np.uint8)
+        # A quarter of the pixels tells as well as all of them.
+        sample = torch.where(covered > 0, lit, -1)[:, :, ::2, ::2].flatten(1).sort(1).values
+        count = (sample >= 0).sum(1, keepdim=True)
+        index = (sample.shape[1] - 1 - count // 100).clamp(0, sample.shape[1] - 1)
+        peak = sample.gather(1, index)[:, :, None, None]
+        lit = (lit * (250 / 255 / peak.clamp(min=1 / 255)).clamp(max=1)).clamp(0, 1)
+        return torch.where(pixels >= 20, lit, image)
+
+
+def blur(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, 1, H, W), edges replicated."""
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma).square())
+    kernel = kernel / kernel.sum()
+    padded = F.pad(image, (radius, radius, radius, radius), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])

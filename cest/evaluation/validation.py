@@ -1,14 +1,14 @@
 """Evaluation on a held-out clip set: every frame once, without augmentation."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import torch
 
+from cest.data import Frame, FrameBatch, read_frame
 from cest.data.augmentation import Relighter, Similarity
-from cest.data.clips import FrameBatch, read_frame
-from cest.data.face_region import face_region
 from cest.evaluation.metrics import (
     asymmetry,
     directional_share,
@@ -20,15 +20,6 @@ from cest.modeling import FaceEstimator
 from cest.rendering import shade_surface
 
 RELIGHT_STRENGTH = 0.3
-
-
-def prepared(image: np.ndarray, landmarks: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
-    """A frame at the estimator's size: image, mask, landmarks, as FrameBatch.stack takes them."""
-    scale = size / len(image)
-    warp = Similarity(np.float64([[scale, 0, 0], [0, scale, 0]]), mirrored=False)
-    landmarks = warp.landmarks(landmarks, image.shape[1])
-    image = warp.image(image, size)
-    return image, face_region(image, landmarks), landmarks
 
 
 @torch.no_grad()
@@ -55,19 +46,19 @@ def evaluate(
         a change of light alone changes each; "coefficients", mean α²; "frames".
     """
     size, device = model.config.image_size, next(model.parameters()).device
-    relighter = Relighter(model.face_model.to("cpu"))
+    relighter = Relighter(model.face_model)
     rng = np.random.default_rng(seed)
     landmark_ids = model.face_model.landmarks
     figures: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    def take(frames: list) -> None:
+    def take(frames: list[Frame]) -> None:
         relit = [
-            (relighter(image, landmarks, rng, RELIGHT_STRENGTH), mask, landmarks)
-            for image, mask, landmarks in frames
+            replace(frame, relighting=relighter.draw(frame.landmarks, size, rng, RELIGHT_STRENGTH))
+            for frame in frames
         ]
         batch = FrameBatch.stack([frames]).to(device)
         estimate = model(batch.image)
-        again = model(FrameBatch.stack([relit]).to(device).image)
+        again = model(FrameBatch.stack([relit]).to(device).lit(relighter).image)
         rendered, shading = shade_surface(
             estimate.surface, estimate.reflectance_map, estimate.illumination
         )
@@ -99,7 +90,8 @@ def evaluate(
     try:
         for first in range(0, len(frames), batch_size):
             chosen = frames[first : first + batch_size]
-            take([prepared(*read_frame(clips[row], i), size) for row, i in chosen])
+            read = (read_frame(clips[row], i) for row, i in chosen)
+            take([Frame.prepare(*f, Similarity.resize(len(f[0]), size), size) for f in read])
     finally:
         model.train(training)
     return {name: torch.cat(values).mean().item() for name, values in figures.items()} | {

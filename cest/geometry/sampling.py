@@ -32,6 +32,8 @@ def sample_image(image: Tensor, points: Tensor, mode: str = "bilinear") -> Tenso
     """
     flat = points.ndim == 3
     grid = points.unsqueeze(1) if flat else points
-    grid = grid * grid.new_tensor((1.0, -1.0))  # grid_sample's y points down
+    grid = torch.stack((grid[..., 0], -grid[..., 1]), dim=-1)  # grid_sample's y points down
+    # On the CPU torch's backward leaves the image, and the process, at a coordinate that is NaN.
+    grid = grid.nan_to_num()
     values = F.grid_sample(image, grid, mode=mode, padding_mode="border", align_corners=False)
     return values.squeeze(2) if flat else values

@@ -23,12 +23,13 @@ exactly linear in the image plane, so no perspective correction is needed.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-BACKENDS = ("numba", "torch", "pytorch3d")
+BACKENDS = ("numba", "triton", "torch", "pytorch3d")
 
 # What the numba and the torch backend must share in order to agree. numba's cache on disk follows
 # rasterizer_numba.py alone: touch that file when one of these changes.
@@ -66,9 +67,10 @@ def rasterize(
         triangles: (F, 3) int64, vertex indices, counter-clockwise seen from outside.
         image_size: (H, W) in pixels.
         cull_backfaces: drop triangles that run clockwise in the image.
-        backend: "numba" (CPU, compiled on first use), "torch" (any device with float64) or
-            "pytorch3d" (float32, if installed). Default: "torch" for CUDA tensors, else "numba";
-            devices other than CPU and CUDA are served through the CPU.
+        backend: "numba" (CPU, compiled on first use), "triton" (CUDA), "torch" (any device with
+            float64) or "pytorch3d" (float32, if installed). Default: for CUDA tensors "triton",
+            or "torch" where triton is not installed; else "numba", by which devices other than
+            CPU and CUDA are served through the CPU.
 
     Returns:
         Fragments on the device of `projected`, floats in its dtype. `barycentric` and `depth`
@@ -79,7 +81,7 @@ def rasterize(
         ValueError: a shape does not fit, or the backend is unknown.
         IndexError: a triangle names a vertex that does not exist (on CPU; on CUDA a device-side
             assertion).
-        ImportError: backend "pytorch3d" without pytorch3d.
+        ImportError: backend "pytorch3d" or "triton" without that package.
     """
     if projected.ndim != 3 or projected.shape[-1] != 3:
         raise ValueError(f"projected must be (B, K, 3), got {tuple(projected.shape)}")
@@ -91,7 +93,7 @@ def rasterize(
         raise ValueError(f"image_size must be positive, got {image_size}")
     device = projected.device
     if backend is None:
-        backend = "torch" if device.type == "cuda" else "numba"
+        backend = _default_backend(device)
     if backend not in BACKENDS:
         raise ValueError(f"unknown rasteriser backend {backend!r}; there are {', '.join(BACKENDS)}")
     if backend == "numba":
@@ -135,6 +137,12 @@ def interpolate(fragments: Fragments, triangles: Tensor, attributes: Tensor) -> 
         triangles.to(pix_to_face.device, torch.int64),
         attributes.to(dtype),
     )
+
+
+def _default_backend(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "numba"
+    return "triton" if find_spec("triton") else "torch"
 
 
 def _check_triangles(triangles: Tensor) -> None:

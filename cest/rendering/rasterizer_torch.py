@@ -1,9 +1,9 @@
-"""The rasteriser in plain torch operations: the default on CUDA, and any device with float64.
+"""The rasteriser in plain torch operations: for any device with float64.
 
-No loop runs over triangles or pixels. Every triangle is expanded into the pixels of its bounding
-box, candidates are tested all at once (in chunks, to bound memory), and one scatter keeps for
-each pixel the largest of integers that hold depth and face index: the result does not depend on
-the order in which a parallel device gets there.
+No loop runs over triangles or pixels. To find what is visible, every triangle is expanded into
+the pixels of its bounding box, candidates are tested all at once (in chunks, to bound memory), and
+one scatter keeps for each pixel the largest of integers that hold depth and face index: the result
+does not depend on the order in which a parallel device gets there.
 """
 
 from __future__ import annotations
@@ -99,14 +99,20 @@ def barycentric_and_depth(
 ) -> tuple[Tensor, Tensor]:
     """Eq. A.3 and depth of given visible triangles, differentiable in `projected`.
 
-    Computed in float64, in which no triangle that is visible is too thin for its area.
+    Computed in float64, in which no triangle that is visible is too thin for its area, and for
+    every pixel, covered or not: picking out the covered ones would make the host wait for the
+    device.
 
     Returns:
         (B, H, W, 3) and (B, H, W) in the dtype of `projected`; 0 and -inf without a triangle.
     """
     batch, height, width = pix_to_face.shape
-    pixel, vertex = _visible_vertices(pix_to_face, triangles, projected.shape[1])
-    x, y, z = projected.reshape(-1, 3)[vertex].double().unbind(-1)  # (N, 3) each
+    if not len(triangles):
+        zeros = projected.new_zeros(batch, height, width, 3) + 0 * projected.sum()
+        return zeros, zeros[..., 0] - torch.inf
+    covered, corners = _corners(pix_to_face, triangles, projected)
+    pixel = torch.arange(pix_to_face.numel(), device=projected.device)
+    x, y, z = corners.double().unbind(-1)  # (P, 3) each
     y = y - (1.0 - (2 * (pixel // width % height) + 1).double() / height)[:, None]
     x = x - ((2 * (pixel % width) + 1).double() / width - 1.0)[:, None]
     edges = torch.stack(
@@ -117,12 +123,13 @@ def barycentric_and_depth(
         ],
         dim=-1,
     )
-    weights = edges / edges.sum(-1, keepdim=True)
-    depths = (weights * z).sum(-1).to(projected.dtype)
-    barycentric = projected.new_zeros(pix_to_face.numel(), 3)
-    barycentric = barycentric.index_copy(0, pixel, weights.to(projected.dtype))
-    depth = projected.new_full((pix_to_face.numel(),), -torch.inf).index_copy(0, pixel, depths)
-    return barycentric.reshape(batch, height, width, 3), depth.reshape(batch, height, width)
+    area = torch.where(covered, edges.sum(-1, keepdim=True), 1.0)
+    weights = torch.where(covered, edges / area, 0.0)
+    depth = torch.where(covered[:, 0], (weights * z).sum(-1), -torch.inf)
+    return (
+        weights.to(projected.dtype).reshape(batch, height, width, 3),
+        depth.to(projected.dtype).reshape(batch, height, width),
+    )
 
 
 def interpolate(
@@ -130,20 +137,32 @@ def interpolate(
 ) -> Tensor:
     """`cest.rendering.rasterizer.interpolate` for checked arguments, on their device."""
     channels = attributes.shape[-1]
-    pixel, vertex = _visible_vertices(pix_to_face, triangles, attributes.shape[1])
-    corners = attributes.reshape(-1, channels)[vertex]  # (N, 3, C)
-    weights = barycentric.reshape(-1, 3)[pixel]
+    if not len(triangles):
+        return attributes.new_zeros(*pix_to_face.shape, channels) + 0 * attributes.sum()
+    covered, corners = _corners(pix_to_face, triangles, attributes)
+    weights = torch.where(covered, barycentric.reshape(-1, 3), 0.0)
     values = (weights[:, :, None] * corners).sum(1)
-    output = attributes.new_zeros(pix_to_face.numel(), channels).index_copy(0, pixel, values)
-    return output.reshape(*pix_to_face.shape, channels)
+    return values.reshape(*pix_to_face.shape, channels)
 
 
-def _visible_vertices(
-    pix_to_face: Tensor, triangles: Tensor, n_vertices: int
-) -> tuple[Tensor, Tensor]:
-    """The N covered pixels, flat in (B, H, W), and the vertices (N, 3) of what they show, flat
-    in (B, K)."""
+def _corners(pix_to_face: Tensor, triangles: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What the three corners of every pixel's triangle have; zeros where there is none.
+
+    Args:
+        pix_to_face: (B, H, W), P pixels in all.
+        triangles: (F, 3), at least one.
+        values: (B, K, C).
+
+    Returns:
+        Whether a pixel is covered (P, 1), and (P, 3, C).
+    """
+    n_vertices, channels = values.shape[1:]
     flat = pix_to_face.reshape(-1)
-    pixel = (flat >= 0).nonzero()[:, 0]
-    image = pixel // pix_to_face[0].numel() if len(pixel) else pixel
-    return pixel, triangles[flat[pixel]] + (image * n_vertices)[:, None]
+    covered = (flat >= 0)[:, None]
+    pixel = torch.arange(len(flat), device=flat.device)[:, None]
+    # Pixels without a triangle read some vertex or other, not all the same one: on a device their
+    # gradients, though zero, would queue for it.
+    vertex = torch.where(covered, triangles[flat.clamp(min=0)], pixel % n_vertices)
+    vertex = vertex + pixel // pix_to_face.shape[1:].numel() * n_vertices
+    corners = values.reshape(-1, channels).index_select(0, vertex.reshape(-1))
+    return covered, torch.where(covered[:, :, None], corners.view(-1, 3, channels), 0.0)
