@@ -124,9 +124,9 @@ def make_step(
     def step(batch: FrameBatch, clock: Clock) -> None:
         with clock("to the device, relighting"):
             batch = batch.to(device).lit(relighter)
-        with clock("forward: networks, geometry, unwrapping"):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                estimate = model(batch.image)
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        with clock("forward: networks, geometry, unwrapping"), autocast:
+            estimate = model(batch.image)
         with clock("forward: rendering and losses"):
             loss = objective(
                 estimate,

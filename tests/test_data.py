@@ -13,6 +13,7 @@ from PIL import Image
 from cest.data import Batches, Frame, FrameBatch, Recipe, StreamedClips, load_clips, read_frame
 from cest.data.augmentation import Relighter, Similarity, fit_weak_perspective
 from cest.data.face_region import face_region
+from cest.data.synthetic import SyntheticClips
 from cest.evaluation import evaluate
 from cest.face_model import MIRRORED_LANDMARKS
 from clip_factory import write_clips
@@ -383,3 +384,12 @@ def test_prepared_frame_is_the_whole_frame_resized(clip_set):
     np.testing.assert_allclose(same.landmarks, landmarks)
     half = Frame.prepare(image, landmarks, None, Similarity.resize(64, 32), 32)
     np.testing.assert_allclose(half.landmarks, landmarks / 2)
+
+
+def test_rendered_clips_are_drawn_beside_real_ones(batches, clip_set):
+    sources = {"clips": load_clips(str(clip_set / "clips.parquet"))}
+    sources["synthetic"] = SyntheticClips(1000, frames=2, size=64, truth=False)
+    (batch,) = batches(Recipe(clips=1, frames=2, synthetic=2), sources, stop=1, threads=2)
+    assert batch.clip.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len({image.numpy().tobytes() for image in batch.image}) == 6
+    assert batch.mask[2:].float().mean() > 0.05

@@ -289,8 +289,10 @@ def test_smoke_train_push_kill_resume_reload(configuration, tmp_path):
             hub.put(f"owner/{name}", "data/train.parquet", Path(path).read_bytes(), "dataset")
         environment = os.environ | hub.environment() | {"OMP_NUM_THREADS": "1"}
         arguments = [
-            *(f"output={tmp_path / 'run'}", "clips=owner/clips", "stills=owner/stills"),
-            *("validation=owner/stills", "--push_to_hub", "tester/smoke"),
+            *(f"output={tmp_path / 'run'}", "clips=owner/clips"),
+            "stills=hf://datasets/owner/stills/data/*.parquet",
+            *("validation=owner/stills", "recipe.clips=2", "recipe.stills=2"),
+            *("--push_to_hub", "tester/smoke"),
         ]
         process = subprocess.Popen(
             command(smoke, *arguments),

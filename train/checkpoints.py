@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from cest.modeling import FaceEstimator
+from cest.checkpoint import PretrainedModel
 
 PREFIX = "step_"
 
@@ -61,7 +61,7 @@ def save(
         ) from error
 
 
-def save_model(model: FaceEstimator, folder: Path) -> None:
+def save_model(model: PretrainedModel, folder: Path) -> None:
     """Writes the folder that `from_pretrained` loads."""
     try:
         model.save_pretrained(folder)

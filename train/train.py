@@ -18,6 +18,7 @@ from tqdm import tqdm
 import checkpoints
 from cest.data import Batches, FrameBatch, StreamedClips, load_clips
 from cest.data.augmentation import Relighter
+from cest.data.synthetic import SyntheticClips
 from cest.evaluation import evaluate
 from cest.modeling import FaceEstimator
 from cest.objective import objective
@@ -26,6 +27,9 @@ from log import Log, start_tracker
 from publishing import Publisher
 from settings import Settings
 from synchronised import synchronise
+
+# More than a run draws; each is made when it is drawn.
+SYNTHETIC_CLIPS = 2**31
 
 
 def main() -> None:
@@ -197,6 +201,14 @@ def open_batches(
                 sources[name] = StreamedClips(
                     sources[name], settings.seed, *process, position.get(name)
                 )
+    if settings.recipe.synthetic:
+        sources["synthetic"] = SyntheticClips(
+            SYNTHETIC_CLIPS,
+            settings.seed,
+            settings.recipe.frames,
+            settings.model.image_size,
+            truth=False,
+        )
     return Batches(
         sources,
         settings.recipe,

@@ -53,7 +53,7 @@ def read_frames(sources: list[str], stride: int) -> list[Frame]:
             for index in range(len(row["frames"])):
                 count += 1
                 if count % stride == 0:
-                    frames.append(Frame(*read_frame(row, index)))
+                    frames.append(Frame(*read_frame(row, index)[:2]))
     if not frames:
         raise SystemExit("There are no faces in the clips given.")
     return frames

@@ -36,6 +36,7 @@ class Recipe:
         clips: clips a batch, ``frames`` frames each.
         frames: frames of a clip; one that has fewer repeats some.
         stills: stills a batch, two differently augmented copies of each.
+        synthetic: rendered clips a batch (`cest.data.synthetic`), ``frames`` frames each.
         pairing: "clip", or "video": the frames that share a reflectance come from anywhere in
             a video (Fig. 11), which needs the column video_id.
         degrees, scale, shift: of `augmentation.Similarity`.
@@ -46,6 +47,7 @@ class Recipe:
     clips: int = 32
     frames: int = 4
     stills: int = 0
+    synthetic: int = 0
     pairing: str = "clip"
     degrees: float = 20.0
     scale: float = 0.12
@@ -56,12 +58,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.pairing not in PAIRINGS:
             raise ValueError(f"pairing is {self.pairing!r}; it must be one of {PAIRINGS}.")
-        if self.frames < 1 or self.clips < 0 or self.stills < 0 or not self.batch_size:
+        if self.frames < 1 or min(self.clips, self.stills, self.synthetic) < 0:
+            raise ValueError("A recipe counts frames from 1, and clips and stills from 0.")
+        if not self.batch_size:
             raise ValueError("The recipe's batches have no frame: give clips or stills.")
 
     @property
     def batch_size(self) -> int:
-        return self.clips * self.frames + 2 * self.stills
+        return (self.clips + self.synthetic) * self.frames + 2 * self.stills
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +170,8 @@ class Batches:
     ``position`` is what `StreamedClips` needs to go on behind that batch, {} without streams.
 
     Args:
-        sources: "clips" and "stills", each rows by number or a StreamedClips; as the recipe needs.
+        sources: "clips", "stills" and "synthetic", each rows by number or a StreamedClips; as the
+            recipe needs.
         recipe: of a whole batch.
         size: side of the frames.
         relighter: if the recipe relights.
@@ -205,6 +210,7 @@ class Batches:
             for name, number, frames in (
                 ("clips", recipe.clips, recipe.frames),
                 ("stills", recipe.stills, 2),
+                ("synthetic", recipe.synthetic, recipe.frames),
             )
             if number
         ]

@@ -39,7 +39,7 @@ def load_clips(
         ValueError: nothing there, unreadable, or a column is missing.
     """
     try:
-        rows = _open(source, streaming)
+        rows = open_rows(source, streaming)
     except Exception as error:  # pyarrow, datasets, the Hub's client and the disk have their own
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise ValueError(
@@ -66,7 +66,7 @@ def load_clips(
     return rows.select_columns(known)
 
 
-def _open(source: str, streaming: bool) -> ClipSet:
+def open_rows(source: str, streaming: bool) -> ClipSet:
     if os.path.isdir(source):
         files = sorted(glob.glob(os.path.join(source, "**", "*.parquet"), recursive=True))
         if not files:
