@@ -23,6 +23,7 @@ from hub import HubStandIn
 TRAIN = Path(__file__).parent.parent / "train"
 sys.path.insert(0, str(TRAIN))
 
+from averaging import MovingAverage  # noqa: E402
 from log import Log  # noqa: E402
 from settings import Settings  # noqa: E402
 
@@ -173,9 +174,24 @@ def test_the_saved_model_is_the_moving_average(finished):
     weights = load_file(checkpoint / "model.safetensors")
     average = load_file(checkpoint / "model_1.safetensors")
     name = "shape_network.0.0.weight"
-    assert torch.equal(saved[name], average[f"module.{name}"])
+    assert torch.equal(saved[name], average[f"model.{name}"])
     assert not torch.equal(saved[name], weights[name])
     assert not list(checkpoint.glob("*.bin.index*")) and len(list(checkpoint.glob("*.safe*"))) == 2
+
+
+def test_the_moving_average_by_hand():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    torch.nn.init.zeros_(model[0].weight)
+    average = MovingAverage(model, decay=0.25)
+    torch.nn.init.ones_(model[0].weight)
+    model[1].running_mean.fill_(2.0)
+    model[1].num_batches_tracked.fill_(7)
+    average.update(model, step=1)  # the decay is 2 / 11 still
+    assert average.model[0].weight.item() == pytest.approx(9 / 11)
+    average.update(model, step=100)
+    assert average.model[0].weight.item() == pytest.approx(1 - 2 / 11 / 4)
+    assert average.model[1].running_mean.item() == pytest.approx(2 - 2 * 2 / 11 / 4)
+    assert average.model[1].num_batches_tracked.item() == 7
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +221,21 @@ def test_two_processes_train_as_one_does(finished, half_way, configuration):
     assert one["step"] == two["step"] == 7
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
     assert FaceEstimator.from_pretrained(folder / "model")
+
+
+def test_a_damaged_checkpoint_is_one_sentence_and_the_one_before_is_used(
+    finished, configuration, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    weights = folder / "checkpoints" / "step_00000008" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "step_00000008 cannot be gone on from" in complaint(
+        launch(configuration, f"output={folder}")
+    )
+    shutil.rmtree(weights.parent)
+    result = launch(configuration, f"output={folder}")
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_accumulated_parts_make_one_step(configuration, tmp_path):

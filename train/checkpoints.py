@@ -82,12 +82,20 @@ def resume(accelerator: Accelerator, folder: Path) -> tuple[int, dict]:
         its streams, {} where nothing is streamed.
 
     Raises:
-        ValueError: a streaming run is resumed by another number of processes.
+        ValueError: a checkpoint that is damaged or of another program; a streaming run resumed by
+            another number of processes.
     """
     found = existing(folder)
     if not found:
         return 0, {}
-    accelerator.load_state(str(found[-1]))
+    try:
+        accelerator.load_state(str(found[-1]))
+    # Whatever torch, safetensors and pickle say of a damaged file.
+    except Exception as error:
+        raise ValueError(
+            f"{found[-1]} cannot be gone on from ({str(error).splitlines()[0]}): remove it to go "
+            "on from the one before; or it was made by another version of this program."
+        ) from error
     step = int(found[-1].name.removeprefix(PREFIX))
     record = _stream_file(accelerator, found[-1], process=0)
     streams = json.loads(record.read_text()) if record.is_file() else {"position": {}}

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import checkpoints
+from averaging import MovingAverage
 from cest.data import Batches, FrameBatch, StreamedClips, load_clips
 from cest.data.augmentation import Relighter
 from cest.data.synthetic import SyntheticClips
@@ -64,11 +64,7 @@ def train(settings: Settings) -> None:
             publisher = Publisher(settings.push_to_hub, private=settings.private)
 
     model = FaceEstimator(settings.model).to(memory_format=torch.channels_last)
-    average = None
-    if settings.ema:
-        average = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True
-        )
+    average = MovingAverage(model, settings.ema) if settings.ema else None
     model = synchronise(model, accelerator)
     if settings.compile:
         for network in model.children():
@@ -80,7 +76,7 @@ def train(settings: Settings) -> None:
     if average is not None:
         average = accelerator.prepare_model(average, evaluation_mode=True)
     bare = accelerator.unwrap_model(model)
-    best = bare if average is None else accelerator.unwrap_model(average).module
+    best = bare if average is None else accelerator.unwrap_model(average).model
     start, position = checkpoints.resume(accelerator, output / "checkpoints")
 
     relighter = Relighter(bare.face_model) if settings.recipe.relight else None
@@ -119,7 +115,7 @@ def train(settings: Settings) -> None:
                 optimizer.zero_grad()
         schedule.step()
         if average is not None:
-            average.update_parameters(bare)
+            average.update(bare, step)
         bar.update()
 
         saving = step % settings.save_every == 0 or step == settings.steps
