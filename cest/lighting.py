@@ -26,7 +26,7 @@ LIGHT_NAMES = (*DIRECTIONS, "ambient")
 
 # Bands of a clamped cosine lobe, divided by pi (Ramamoorthi and Hanrahan 2001): how a Lambertian
 # surface answers to a far light, cut after the third band.
-_COSINE_LOBE = torch.tensor([1.0, *[2 / 3] * 3, *[1 / 4] * 5])
+COSINE_LOBE = torch.tensor([1.0, *[2 / 3] * 3, *[1 / 4] * 5])
 
 
 class LightError(ValueError):
@@ -47,7 +47,7 @@ def directional_light(
         raise LightError(
             f"A light direction is three numbers, not all 0, but this one is {tuple(direction)}."
         )
-    lobe = math.pi * _COSINE_LOBE * sh_basis(vector / vector.norm())
+    lobe = math.pi * COSINE_LOBE * sh_basis(vector / vector.norm())
     return strength * lobe + ambient_illumination(ambient)
 
 

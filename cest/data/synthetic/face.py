@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from cest.data.synthetic.layers import Layer
 from cest.data.synthetic.light import Light, highlights
+from cest.data.synthetic.normals import unit
 from cest.geometry import shade
 from cest.rendering import wrap
 
@@ -51,19 +51,19 @@ def paint_face(
     for frame, covered in enumerate(coverage):
         pixels = covered.flatten().nonzero()[:, 0]
         uv, normals, arriving, wetness = surface[frame].flatten(0, 1)[pixels].split((2, 3, 1, 1), 1)
-        normals = F.normalize(normals, dim=-1, eps=1e-12)
+        normals = unit(normals)
         shading = shade(normals[None], light.illumination[frame : frame + 1])[0]
         colour = (wrap(reflectance_map, uv)[0] * shading).T.contiguous()
         if shadowed:
             colour *= arriving
         colour = colour.numpy()
         if shine is not None:
-            unit, direction = normals.numpy(), light.direction[frame].numpy()
-            found = shine.oil * highlights(unit, direction, shine.exponent)
+            facing, direction = normals.numpy(), light.direction[frame].numpy()
+            found = shine.oil * highlights(facing, direction, shine.exponent)
             wet = wetness[:, 0].numpy()
             on = np.flatnonzero(wet)
-            found[on] += wet[on] * highlights(unit[on], direction, WET_EXPONENT)
+            found[on] += wet[on] * highlights(facing[on], direction, WET_EXPONENT)
             colour += float(light.strength[frame]) * found[:, None]
-        layers.append(Layer(pixels.numpy(), colour, np.ones(len(colour), np.float32)))
+        layers.append(Layer(pixels.numpy(), colour))
         shadings.append(shading.numpy())
     return layers, shadings

@@ -117,11 +117,14 @@ class Hair:
     def hangs(self) -> bool:
         return self.length is not None
 
-    def grow(self, heads: Tensor, template: Tensor) -> Tensor:
-        """The shell's vertices (B, H, 3) around heads (B, H, 3)."""
+    def grow(self, heads: Tensor, template: Tensor, place: Tensor) -> Tensor:
+        """The shell's vertices (B, H, 3) around heads (B, H, 3).
+
+        template: (H, 3); place: `around_skull` of it.
+        """
         offset = template - CENTRE
-        azimuth, elevation, _ = self.attributes(template).unbind(1)
-        field = self._field_at(template)
+        azimuth, elevation, _ = place.unbind(1)
+        field = self._field_at(place)
         outwards = F.normalize(offset, dim=1)
         rise = _ramp(field, 0.0, 0.35) * (1 + 0.5 * _ramp(elevation, 0.5, 1.4))
         shift = (0.012 + self.volume * rise)[:, None] * outwards
@@ -140,26 +143,17 @@ class Hair:
             shift = shift + (hanging * outside)[:, None] * direction
         return heads + shift
 
-    def reaches(self, template: Tensor) -> Tensor:
+    def reaches(self, template: Tensor, place: Tensor) -> Tensor:
         """(H,) bool: vertices that hair may be near."""
         shoulder = (template[:, 1] < -0.8) & (template[:, [0, 2]].norm(dim=1) > NECK)
-        return (self._field_at(template) > -0.6) & ~shoulder
+        return (self._field_at(place) > -0.6) & ~shoulder
 
-    def _field_at(self, template: Tensor) -> Tensor:
-        azimuth, elevation, height = self.attributes(template).numpy().T
-        return torch.from_numpy(np.float32(self._field(azimuth, elevation, height)))
+    def _field_at(self, place: Tensor) -> Tensor:
+        return torch.from_numpy(np.float32(self._field(*place.numpy().T)))
 
-    def attributes(self, template: Tensor) -> Tensor:
-        """(H, 3): signed azimuth, elevation and height of each vertex, to be interpolated."""
-        x, y, z = (template - CENTRE).unbind(-1)
-        elevation = torch.atan2(y, torch.hypot(x, z))
-        # The neck stands further back than the skull's centre.
-        azimuth = torch.atan2(x, z + NECK_BEHIND * _ramp(template[:, 1], -0.1, -0.6))
-        return torch.stack((azimuth, elevation, template[:, 1]), 1)
-
-    def look(self, attributes: Array) -> tuple[Array, Array]:
-        """Cover and brightness (P,) of points with interpolated attributes (P, 3)."""
-        azimuth, elevation, height = np.ascontiguousarray(attributes.T)
+    def look(self, place: Array) -> tuple[Array, Array]:
+        """Cover and brightness (P,) of points with interpolated `around_skull` (P, 3)."""
+        azimuth, elevation, height = np.ascontiguousarray(place.T)
         column = (azimuth / (2 * np.pi) + 0.5) * (COLUMNS - 1)
         row = (elevation / np.pi + 0.5) * (ROWS - 1)
         strand = _lookup(self.strands, column, row)
@@ -178,6 +172,15 @@ class Hair:
             side = np.abs(azimuth) - self.opening
             field = np.maximum(field, np.minimum(side, height + self.length))
         return field
+
+
+def around_skull(points: Tensor) -> Tensor:
+    """Points (H, 3) of the mean head -> their signed azimuth, elevation and height (H, 3)."""
+    x, y, z = (points - CENTRE).unbind(-1)
+    elevation = torch.atan2(y, torch.hypot(x, z))
+    # The neck stands further back than the skull's centre.
+    azimuth = torch.atan2(x, z + NECK_BEHIND * _ramp(points[:, 1], -0.1, -0.6))
+    return torch.stack((azimuth, elevation, points[:, 1]), 1)
 
 
 def _edge(line: Array, slant: float) -> Array:

@@ -14,6 +14,7 @@ from scipy.sparse import coo_array, csc_array, diags_array
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
+from cest.data.synthetic.hair import around_skull
 from cest.data.synthetic.normals import VertexNormals
 from cest.face_model import FaceModel
 
@@ -31,6 +32,7 @@ class Head:
         triangles: (F, 3) of the skin outside the face, overlapping its rim.
         all_triangles: (G, 3) of the whole head, face included: where hair may grow.
         normals, all_normals: of meshes with these triangles.
+        around_skull: (H, 3) where the template's vertices are, as hair sees it.
     """
 
     def __init__(self, face_model: FaceModel) -> None:
@@ -80,14 +82,18 @@ class Head:
         normals = _normals(positions, quads)
         inset = np.where(is_face & (depth > 0), -INSET * depth / OVERLAP, 0)[:, None] * normals
         self._inset = torch.from_numpy(inset.astype(np.float32))
+        self._start = self._rest + self._inset
         self.template = self.around(face_model.mean[None])[0]
+        self.around_skull = around_skull(self.template)
 
     def around(self, vertices: Tensor) -> Tensor:
         """Positions (B, H, 3) around faces with vertices (B, K, 3), face frame, dm."""
         moved = vertices[:, self._outline_theirs] - self._rest[self._outline]
-        head = (self._rest + self._inset).repeat(len(vertices), 1, 1)
+        head = self._start.repeat(len(vertices), 1, 1)
         head[:, self._own] = vertices[:, self._theirs] + self._inset[self._own]
-        head[:, self._free] += self._extension @ moved
+        together = moved.transpose(0, 1).flatten(1)  # one product for all of the batch
+        extended = (self._extension @ together).unflatten(1, (len(vertices), 3))
+        head[:, self._free] += extended.transpose(0, 1)
         return head
 
 

@@ -16,12 +16,12 @@ class Layer:
     Attributes:
         pixels: (P,) their flat indices.
         colour: (P, 3) float32 sRGB.
-        cover: (P,) float32 in [0, 1].
+        cover: (P,) float32 in [0, 1]; None where nothing shines through.
     """
 
     pixels: Array
     colour: Array
-    cover: Array
+    cover: Array | None = None
 
     @classmethod
     def of(cls, pixels: Array, colour: Array, cover: Array) -> "Layer":
@@ -32,6 +32,9 @@ class Layer:
     def lay_over(self, picture: Array, seen: Array) -> None:
         """Blends into ``picture`` (S, S, 3) and hides ``seen`` (S, S) bool, in place."""
         flat = picture.reshape(-1, 3)
-        under = flat[self.pixels]
-        flat[self.pixels] = under + self.cover[:, None] * (self.colour - under)
+        if self.cover is None:
+            flat[self.pixels] = self.colour
+        else:
+            under = flat[self.pixels]
+            flat[self.pixels] = under + self.cover[:, None] * (self.colour - under)
         seen.reshape(-1)[self.pixels] = False

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cest.face_model import FaceModel
 from cest.geometry import ambient_illumination, sh_basis
-from cest.lighting import directional_light
+from cest.lighting import COSINE_LOBE, directional_light
 from cest.rendering import rasterize, vertex_normals
 
 Array = np.ndarray
@@ -117,8 +117,9 @@ class SelfShadow:
     on the harmonics (Sloan, Kautz and Snyder 2002); divided by the same without visibility it says
     what part of any light arrives, softly, without casting a ray.
 
-    Attributes:
-        transfer: (K, 9) of the vertices given, face frame.
+    Args:
+        face_model: whose mean face it is.
+        surroundings: (H, 3) of the mean head, face frame, with its triangles (F, 3).
     """
 
     DIRECTIONS, RESOLUTION, TOLERANCE = 128, 160, 0.04
@@ -163,15 +164,12 @@ class SelfShadow:
         illumination: (n, 9) harmonics of the irradiance, camera's axes; rotation: (n, 3, 3) from
         the face frame to the camera's axes.
         """
-        radiance = illumination / _LOBE
+        radiance = illumination / COSINE_LOBE
         # Harmonics are turned by reading the light in turned directions and projecting again.
         seen = sh_basis(_SPHERE @ rotation.mT) @ radiance[:, :, None]
         turned = seen[..., 0] @ sh_basis(_SPHERE) * (4 * math.pi / len(_SPHERE))
         reaches, free = turned @ self._blocked.T, turned @ self._open.T
         return (reaches / free.clamp(min=1e-3)).clamp(0.25, 1.0)
-
-
-_LOBE = torch.tensor([1.0, *[2 / 3] * 3, *[1 / 4] * 5])
 
 
 def highlights(normals: Array, direction: Array, exponent: float) -> Array:

@@ -33,3 +33,9 @@ class VertexNormals:
         )
         length = np.sqrt((normals * normals).sum(0))
         return torch.from_numpy(normals / np.maximum(length, 1e-12)).permute(2, 1, 0)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(P, 3) -> (P, 3) of length 1, a view of rows of x, y and z: shading reads one at a time."""
+    rows = vectors.T.contiguous()
+    return (rows / (rows * rows).sum(0).sqrt().clamp(min=1e-12)).T

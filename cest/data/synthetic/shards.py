@@ -3,9 +3,11 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import datasets
+from pyarrow import parquet
 from tqdm import tqdm
 
 from cest.checkpoint import write_atomically
@@ -58,10 +60,11 @@ def write_shards(clips: SyntheticClips, folder: Path, progress: bool = True) -> 
             for row in pool.map(clips.__getitem__, numbers):
                 rows.append({name: row[name] for name in features})
                 bar.update()
-            table = datasets.Dataset.from_list(rows, features=features)
-            write_atomically(
-                shard, lambda path, t=table: t.to_parquet(str(path), batch_size=ROW_GROUP)
-            )
+            table = datasets.Dataset.from_list(rows, features=features).data.table
+            # Not `to_parquet`, which draws a bar of its own into ours; the schema's metadata is
+            # what tells a reader the features.
+            table = table.replace_schema_metadata(features.arrow_schema.metadata)
+            write_atomically(shard, partial(parquet.write_table, table, row_group_size=ROW_GROUP))
     return shards
 
 

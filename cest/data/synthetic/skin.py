@@ -1,129 +1,20 @@
-"""Skin: procedural albedo in the UV plane.
+"""Skin: a procedural reflectance map in the UV plane.
 
-Absorption by two pigments, melanin and haemoglobin, in linear RGB (Beer-Lambert, after the
-two-layer models of skin of Donner and Jensen 2006 and Jimenez et al. 2010, with coefficients set by
-hand so that the tones run through those of photographed skin). Everything that is no skin (hairs,
-lipstick, eyes, teeth) is painted over it.
+Two pigments vary over the face; everything that is no skin (hairs, lipstick, eyes, teeth) is
+painted over them.
 """
-
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from cest.data.synthetic.chart import Brow, Eye, FaceChart
+from cest.data.synthetic.complexion import Complexion, skin_colour, to_srgb
 from cest.data.synthetic.noise import fractal, smoothstep
 
 Array = np.ndarray
 
-PALE = np.float32([0.90, 0.71, 0.60])  # linear reflectance of skin without melanin
-MELANIN = np.float32([0.66, 0.87, 1.00])
-YELLOW = np.float32([-0.12, 0.05, 0.20])  # what the first melanin adds to it: lighter skins are
-YELLOW_SOON = 0.5  # yellower than the dark ones made brighter
-HAEMOGLOBIN = np.float32([0.06, 0.42, 0.34])
-SURFACE = 0.018  # reflected by the horny layer, white
-USUAL_BLOOD = 0.25
-
-_MELANIN_GRID = np.linspace(0, 6, 300)
-
-
-def skin_colour(melanin: Array, haemoglobin: Array) -> Array:
-    """Pigment (...,) in optical depths -> linear RGB (..., 3)."""
-    melanin, blood = np.asarray(melanin, np.float32), np.asarray(haemoglobin, np.float32)
-    yellow = 1 - np.exp(-melanin / np.float32(YELLOW_SOON))
-    depths = np.stack((melanin, yellow, blood), -1) @ np.stack((MELANIN, YELLOW, HAEMOGLOBIN))
-    return SURFACE + (PALE - np.float32(SURFACE)) * np.exp(-depths)
-
-
-def to_srgb(linear: Array) -> Array:
-    """Linear light in [0, 1] -> sRGB values in [0, 1]."""
-    linear = np.clip(linear, 0, 1)
-    return np.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** np.float32(1 / 2.4) - 0.055
-    )
-
-
-def to_linear(srgb: Array) -> Array:
-    """sRGB values in [0, 1] -> linear light in [0, 1]."""
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def lightness(linear: Array) -> Array:
-    """CIE L* of linear RGB (..., 3)."""
-    y = linear @ np.array([0.2126, 0.7152, 0.0722])
-    return np.where(y > 0.008856, 116 * np.cbrt(y) - 16, 903.3 * y)
-
-
-def melanin_of_lightness(value: float) -> float:
-    """The melanin of skin with usual blood whose L* is ``value``."""
-    table = lightness(skin_colour(_MELANIN_GRID, np.full(300, USUAL_BLOOD)))
-    return float(np.interp(-value, -table, _MELANIN_GRID))
-
-
-HAIR = {
-    "black": (0.075, 0.062, 0.058),
-    "dark brown": (0.17, 0.115, 0.085),
-    "brown": (0.30, 0.205, 0.14),
-    "blond": (0.62, 0.49, 0.33),
-    "red": (0.46, 0.22, 0.11),
-    "grey": (0.55, 0.54, 0.53),
-}
-"""sRGB albedo of hair."""
-
 IRIS = ((0.16, 0.09, 0.05), (0.28, 0.17, 0.08), (0.33, 0.31, 0.18), (0.33, 0.43, 0.52))
 """sRGB albedo of irises: dark brown, brown, hazel, blue."""
-
-
-@dataclass(frozen=True)
-class Complexion:
-    """What is decided about a person's looks before anything is painted.
-
-    Attributes:
-        lightness: CIE L* of the skin.
-        melanin, blood: optical depths of the skin's ground.
-        age: 0 smooth to 1 wrinkled.
-        beard: 0 none; up to 0.35 stubble; to 1 full.
-        makeup: 0 none to 1 strong.
-        hair: sRGB albedo (3,) of the hair on the head.
-    """
-
-    lightness: float
-    melanin: float
-    blood: float
-    age: float
-    beard: float
-    makeup: float
-    hair: Array
-
-    @classmethod
-    def random(
-        cls, rng: np.random.Generator, skin_lightness: tuple[float, float], masculine: bool
-    ) -> "Complexion":
-        """A person; the skin's lightness is uniform in ``skin_lightness``, dark to light."""
-        value = float(rng.uniform(*skin_lightness))
-        age = float(rng.beta(1.1, 1.7))
-        beard = 0.0
-        if masculine and rng.random() < 0.7:
-            beard = float(rng.uniform(0.05, 0.35) if rng.random() < 0.6 else rng.uniform(0.5, 1))
-        makeup = float(rng.uniform(0.2, 1)) if not masculine and rng.random() < 0.6 else 0.0
-        # Fair hair is rare on dark skin, though it exists, dyed.
-        fair = smoothstep(45, 80, np.array(value)) + 0.06
-        weights = np.array([1.0, 1.0, 0.9 * fair, 0.8 * fair, 0.25 * fair, 1.6 * age**2])
-        name = rng.choice(list(HAIR), p=weights / weights.sum())
-        hair = np.float32(HAIR[name]) * np.float32(np.exp(rng.normal(0, 0.18)))
-        return cls(
-            value,
-            melanin_of_lightness(value),
-            float(np.clip(rng.normal(USUAL_BLOOD, 0.12), 0, 0.6)),
-            age,
-            beard,
-            makeup,
-            np.clip(hair, 0.02, 0.9),
-        )
-
-    def colour(self) -> Array:
-        """sRGB albedo (3,) of the plain skin."""
-        return to_srgb(skin_colour(np.float32(self.melanin), np.float32(self.blood)))
 
 
 class SkinPainter:
@@ -141,7 +32,6 @@ class SkinPainter:
         self.chin = chart.blob(0, -0.52, 0.14, 0.08, mirrored=False)
         self.forehead = smoothstep(0.68, 0.8, y)
         self.tear_trough = chart.blob(0.24, 0.315, 0.12, 0.045)
-        self.folds = chart.crease([(0.16, 0.06), (0.25, -0.06), (0.31, -0.2), (0.32, -0.3)], 0.014)
         # Hollows that stay dark in any light, in every face.
         self.hollows = (
             chart.crease([(0.135, 0.075), (0.165, 0.03), (0.15, -0.01)], 0.012)
@@ -150,12 +40,17 @@ class SkinPainter:
             + 0.4 * chart.blob(0.13, 0.16, 0.03, 0.12)
             + 0.4 * chart.blob(0.20, 0.52, 0.06, 0.03)
         )
-        self.marionette = chart.crease([(0.27, -0.27), (0.30, -0.4)], 0.014)
-        self.frown = chart.crease([(0.045, 0.5), (0.04, 0.66)], 0.010)
-        self.crow = sum(
-            chart.crease([(0.47, 0.41 + dy * 0.3), (0.58, 0.39 + dy)], 0.006)
-            for dy in (-0.09, -0.02, 0.05)
+        # From nose and mouth downwards, between the brows, and at the outer corners of the eyes.
+        self.creases = (
+            chart.crease([(0.16, 0.06), (0.25, -0.06), (0.31, -0.2), (0.32, -0.3)], 0.014)
+            + 0.6 * chart.crease([(0.27, -0.27), (0.30, -0.4)], 0.014)
+            + 0.8 * chart.crease([(0.045, 0.5), (0.04, 0.66)], 0.010)
         )
+        for dy in (-0.09, -0.02, 0.05):
+            line = [(0.47, 0.41 + dy * 0.3), (0.58, 0.39 + dy)]
+            self.creases += 0.9 * chart.crease(line, 0.006)
+        # Where the lips meet they are darkest.
+        self.lip_line = chart.lips * np.exp(-np.abs(chart.lip_height) / 0.012)
         self.nostrils = chart.blob(0.068, -0.018, 0.026, 0.014) * smoothstep(0.33, 0.30, z)
         self.lid_region = [smoothstep(0.14, 0.0, eye.lid) for eye in chart.eyes]
         self.ball = chart.eyes[0].ball + chart.eyes[1].ball
@@ -170,8 +65,8 @@ class SkinPainter:
         colour = to_srgb(linear)
         self._make_up(colour, person, rng)
         self._beard(colour, person, rng)
-        for brow, eye in zip(self.chart.brows, self.chart.eyes):
-            self._brow(colour, brow, person, np.random.default_rng(rng.integers(2**63)))
+        self._brows(colour, person, rng)
+        for eye in self.chart.eyes:
             self._lashes(colour, eye, person)
         self._inside_of_mouth(colour, rng)
         self._eyes(colour, rng, person)
@@ -205,18 +100,12 @@ class SkinPainter:
         lip_blood = rng.uniform(0.55, 1.1) * (1 - 0.35 * dark)
         blood += chart.lips * lip_blood * lines
         melanin += chart.lips * (rng.uniform(-0.02, 0.12) + 0.25 * dark)
-        # Where the lips meet they are darkest.
-        melanin += 0.35 * chart.lips * np.exp(-np.abs(chart.lip_height) / 0.012)
+        melanin += 0.35 * self.lip_line
 
-        creases = (
-            1.0 * self.folds
-            + 0.6 * self.marionette
-            + 0.8 * self.frown
-            + 0.9 * self.crow * (1 + 0.3 * mottle)
-        )
+        creases = self.creases
         if person.age > 0.25:
             lines = np.sin(chart.position[..., 1] * 75 + 2.2 * fractal(rng, size, 3, 2))
-            creases += 0.45 * self.forehead * smoothstep(0.55, 1.0, lines)
+            creases = creases + 0.45 * self.forehead * smoothstep(0.55, 1.0, lines)
         depth = 0.04 + 0.24 * person.age**1.5
         melanin += depth * creases * self.is_skin
         blood += 0.4 * depth * creases * self.is_skin
@@ -290,13 +179,28 @@ class SkinPainter:
         shade = np.clip(1 + 0.25 * hairs, 0.4, 1.8)[..., None]
         _cover(colour, tint * shade, np.clip(strength, 0, 0.95) * region)
 
+    def _brows(self, colour: Array, person: Complexion, rng: np.random.Generator) -> None:
+        density, height = rng.uniform(0.65, 1.05), rng.uniform(0.020, 0.048)
+        if person.makeup:
+            height *= 0.85
+        rise = rng.normal(-0.012, 0.008)
+        for brow in self.chart.brows:  # alike, but not the same
+            own = density * np.exp(rng.normal(0, 0.06)), height * np.exp(rng.normal(0, 0.08))
+            self._brow(colour, brow, person, *own, rise + rng.normal(0, 0.003), rng)
+
     def _brow(
-        self, colour: Array, brow: Brow, person: Complexion, rng: np.random.Generator
+        self,
+        colour: Array,
+        brow: Brow,
+        person: Complexion,
+        density: float,
+        height: float,
+        rise: float,
+        rng: np.random.Generator,
     ) -> None:
-        density = rng.uniform(0.65, 1.05)
-        height = rng.uniform(0.020, 0.048) * (0.85 if person.makeup else 1.0)
+        """density: share of the skin that is covered; height, rise: dm."""
         along, above = (part[brow.window] for part in (brow.along, brow.above))
-        above = above - np.float32(rng.normal(-0.012, 0.008))
+        above = above - np.float32(rise)
         # Full in the inner two thirds, thinning out into the tail; edges of single hairs.
         profile = np.interp(along, [-0.05, 0.1, 0.6, 1.08], [0.75, 1, 0.9, 0.15])
         profile = np.float32(height) * profile.astype(np.float32)

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cest.data.synthetic.complexion import Complexion
 from cest.data.synthetic.hair import Hair
 from cest.data.synthetic.head import Head
 from cest.data.synthetic.layers import Layer
 from cest.data.synthetic.light import Light, highlights
 from cest.data.synthetic.noise import smoothstep
-from cest.data.synthetic.normals import VertexNormals
-from cest.data.synthetic.skin import Complexion, beard_region
+from cest.data.synthetic.normals import VertexNormals, unit
+from cest.data.synthetic.skin import beard_region
 from cest.geometry import project, rotate, shade
 from cest.rendering import interpolate, rasterize
 
@@ -33,7 +33,7 @@ class Clothes:
     @classmethod
     def random(cls, rng: np.random.Generator) -> "Clothes":
         value = rng.beta(0.8, 1.2)
-        colour = value * (1 + rng.beta(1, 3) * (3 * rng.dirichlet([1, 1, 1]) - 1))
+        colour = value * (1 + rng.beta(1, 5) * (3 * rng.dirichlet([1, 1, 1]) - 1))
         return cls(
             np.float32(np.clip(colour, 0.02, 0.93)), rng.uniform(0.72, 1.5), rng.uniform(-0.3, 0.5)
         )
@@ -78,9 +78,9 @@ def _patches(
     for frame, nearer in enumerate(fragments.depth > depth):
         pixels = nearer.flatten().nonzero()[:, 0]
         found = values[frame].flatten(0, 1)[pixels]
-        unit = F.normalize(found[:, count : count + 3], dim=-1)
-        light = shade(unit[None], illumination[frame : frame + 1])[0]
-        parts = (pixels, found[:, :count], unit, light, found[:, -1])
+        facing = unit(found[:, count : count + 3])
+        light = shade(facing[None], illumination[frame : frame + 1])[0]
+        parts = (pixels, found[:, :count], facing, light, found[:, -1])
         patches.append(_Patch(*(part.numpy() for part in parts)))
     return patches, fragments.depth
 
@@ -126,7 +126,7 @@ def paint_head(
         colour += 0.3 * smoothstep(0.9, 1.2, p[:, 1])[:, None] * (person.hair - colour)
         colour[p[:, 1] < -clothes.neckline + clothes.slope * np.abs(p[:, 0])] = clothes.colour
         colour *= (patch.shading * patch.arriving)[:, None]
-        layers.append(Layer(patch.pixels, colour, np.ones(len(p), np.float32)))
+        layers.append(Layer(patch.pixels, colour))
     return layers, torch.maximum(depth, own_depth)
 
 
@@ -140,15 +140,15 @@ def paint_hair(
     depth: Tensor,
 ) -> list[Layer]:
     """Hair over everything whose ``depth`` (n, S, S) is behind it; arguments as `paint_head`'s."""
-    triangles = head.all_triangles
+    triangles, place = head.all_triangles, head.around_skull
     patches, _ = _patches(
-        hair.grow(heads, head.template),
-        triangles[hair.reaches(head.template)[triangles].all(1)],
+        hair.grow(heads, head.template, place),
+        triangles[hair.reaches(head.template, place)[triangles].all(1)],
         head.all_normals,
         viewpoint,
         light.illumination,
         arriving,
-        hair.attributes(head.template),
+        place,
         depth,
         cull_backfaces=not hair.hangs,  # it is also seen from inside, behind the neck
     )
