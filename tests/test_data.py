@@ -2,6 +2,7 @@ import io
 import json
 import shutil
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import datasets
@@ -122,6 +123,26 @@ def test_a_lonely_frame_is_refused_where_two_are_needed(batches, clip_set):
         batches(Recipe(clips=2, frames=2), {"clips": stills}, stop=1, least=2)
 
 
+def test_consistency_of_one_drawn_frame_is_refused(batches):
+    with pytest.raises(ValueError, match=r"recipe\.frames is 1"):
+        batches(Recipe(clips=2, frames=1), stop=1, least=2)
+
+
+def test_a_short_clip_gives_each_frame_as_often_as_another(batches, clip_set):
+    """Three frames drawn as six: every one twice."""
+    sources = {"clips": load_clips(str(clip_set / "clips.parquet"))}
+    recipe = Recipe(clips=1, frames=6, degrees=0, scale=0, shift=0)
+    for batch in batches(recipe, sources, stop=3):
+        counts = Counter(image.numpy().tobytes() for image in batch.image)
+        assert sorted(counts.values()) == [2, 2, 2]
+
+
+def test_masks_that_are_not_needed_are_not_made(batches):
+    (batch,) = batches(stop=1, masks=False)
+    (with_masks,) = batches(stop=1)
+    assert not batch.mask.any() and torch.equal(batch.image, with_masks.image)
+
+
 def test_leaving_the_loop_early_stops_the_readers(batches, clip_set, face_model):
     sources = {"clips": load_clips(str(clip_set / "clips.parquet"))}
     before = threading.active_count()
@@ -177,8 +198,7 @@ def test_columns_of_other_names_are_mapped(tmp_path, clip_set):
     assert np.array_equal(read_frame(rows[0], 0)[0], read_frame(ours[0], 0)[0])
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_folders_of_parquet_and_of_images(tmp_path, clip_set, streaming):
+def test_folders_of_parquet_and_of_images(tmp_path, clip_set):
     ours = load_clips(str(clip_set / "clips.parquet"))
     (tmp_path / "parquet" / "deep").mkdir(parents=True)
     shutil.copy(clip_set / "clips.parquet", tmp_path / "parquet" / "deep" / "x.parquet")
@@ -191,7 +211,10 @@ def test_folders_of_parquet_and_of_images(tmp_path, clip_set, streaming):
                 (folder / name).write_bytes(frame["bytes"])
             line = {"clip_id": row["clip_id"], "frames_file_names": names}
             metadata.write(json.dumps(line | {"landmarks": row["landmarks"]}) + "\n")
-    for source in (tmp_path / "parquet", folder):
+    with pytest.raises(ValueError, match="cannot be streamed in parts"):
+        load_clips(str(folder), streaming=True)
+    for source, streaming in ((tmp_path / "parquet", False), (tmp_path / "parquet", True),
+                              (folder, False)):  # fmt: skip
         rows = {row["clip_id"]: row for row in load_clips(str(source), streaming=streaming)}
         assert len(rows) == 4
         for row in ours:
@@ -212,6 +235,22 @@ def test_frames_that_cannot_be_used_are_named(clip_set):
         with pytest.raises(ValueError, match=complaint) as caught:
             read_frame(row | change, 0)
         assert "clip0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"frames": []}, "0 frames, 1 landmarks"),
+        ({"landmarks": None}, "1 frames, 0 landmarks"),
+        ({"masks": [{}, {}]}, "1 frames, 1 landmarks, 2 masks"),
+        ({"landmarks": [[[1, 2], [3]]]}, "no 68 points"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_named(batches, clip_set, change, complaint):
+    row = load_clips(str(clip_set / "stills.parquet"))[0]
+    with pytest.raises(ValueError, match=complaint) as caught:
+        batches(Recipe(clips=1, frames=1), {"clips": [row | change]}, stop=1)
+    assert "clip0" in str(caught.value)
 
 
 def test_masks_of_the_set_are_used_and_warped_with_the_frame(clip_set):
@@ -269,6 +308,11 @@ def test_a_stream_goes_on_exactly(many, taken):
     first.take(taken)
     position = json.loads(json.dumps(first.position))
     assert ids(stream(many, position=position).take(15)) == ids(first.take(15))
+
+
+def test_a_place_in_another_stream_is_refused(many):
+    with pytest.raises(ValueError, match="had 5 row groups and this has 6"):
+        stream(many, position={"epoch": 0, "window": 0, "row": 0, "groups": 5})
 
 
 def test_streamed_batches_go_on_exactly(many):

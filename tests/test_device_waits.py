@@ -1,5 +1,8 @@
 """Nothing in a training step makes the host wait for the device, so that the GPU never starves."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,10 @@ from cest.data.augmentation import Relighter
 from cest.modeling import FaceEstimator
 from cest.objective import ObjectiveConfig, objective
 from cest.rendering import rasterizer_numba, rasterizer_torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
+
+from averaging import MovingAverage
 
 WAITING = {
     # Reads a number; a size that depends on values; numbers copied from the host.
@@ -35,13 +42,21 @@ class Watch(TorchDispatchMode):
         return function(*arguments, **(options or {}))
 
 
-def step(model: FaceEstimator, batch: FrameBatch, relighter: Relighter) -> torch.Tensor:
+def step(
+    model: FaceEstimator,
+    batch: FrameBatch,
+    relighter: Relighter,
+    average: MovingAverage,
+) -> torch.Tensor:
+    """All but the optimiser, whose count of steps is the host's own."""
     batch = batch.lit(relighter)
     terms = objective(
         model(batch.image), batch.image, batch.mask, batch.landmarks, batch.clip, batch.partner,
         model.face_model.landmarks, ObjectiveConfig(partner="average"),
     )  # fmt: skip
     terms["loss"].backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    average.update(model, 3)
     return terms["loss"]
 
 
@@ -89,9 +104,10 @@ def test_no_operation_of_a_step_waits(batch, face_model, reflectance, monkeypatc
     model = FaceEstimator(config, face_model=face_model)
     relighter = Relighter(face_model)
     batch = batch.to(torch.device("cpu"))
-    step(model, batch, relighter)  # what is made once
+    rest = relighter, MovingAverage(model, 0.9)
+    step(model, batch, *rest)  # what is made once
     with Watch() as watch:
-        step(model, batch, relighter)
+        step(model, batch, *rest)
     assert watch.found == []
 
 
@@ -102,10 +118,14 @@ def test_a_step_on_the_gpu_does_not_wait(batch, face_model):
     model = model.to(device)
     relighter = Relighter(model.face_model)
     batch = batch.to(device)
-    step(model, batch, relighter)
+    rest = relighter, MovingAverage(model, 0.9)
+    optimizer = torch.optim.Adam(model.parameters())
+    step(model, batch, *rest)
+    optimizer.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = step(model, batch, relighter)
+        loss = step(model, batch, *rest)
+        optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()

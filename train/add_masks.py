@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
@@ -30,16 +31,32 @@ def main() -> None:
     )
     parser.add_argument("clips", metavar="CLIPS")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="such as frames=images"
+    )
     parser.add_argument("--segmenter", default=str(RELEASED), help="a folder or a Hub id")
     parser.add_argument("--shard-rows", type=int, default=256, help="clips a shard")
     arguments = parser.parse_args()
     try:
-        add_masks(arguments.clips, arguments.output, arguments.segmenter, arguments.shard_rows)
+        columns = dict(entry.split("=", 1) for entry in arguments.columns if "=" in entry)
+        if len(columns) < len(arguments.columns):
+            raise ValueError("--columns takes OURS=THEIRS, such as frames=images.")
+        add_masks(
+            arguments.clips, arguments.output, arguments.segmenter, arguments.shard_rows, columns
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"add_masks.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("add_masks.py: stopped; the same command goes on.")
 
 
-def add_masks(source: str, output: Path, segmenter: str, shard_rows: int) -> None:
+def add_masks(
+    source: str,
+    output: Path,
+    segmenter: str,
+    shard_rows: int,
+    columns: Mapping[str, str] | None = None,
+) -> None:
     """Writes the shards that ``output`` lacks; memory is bounded by one of them.
 
     Raises:
@@ -48,14 +65,18 @@ def add_masks(source: str, output: Path, segmenter: str, shard_rows: int) -> Non
     """
     if shard_rows < 1:
         raise ValueError(f"--shard-rows is {shard_rows}; it must be at least 1.")
-    clips = load_clips(source)
+    clips = load_clips(source, columns)
     if "masks" in clips.column_names:
         raise ValueError(f"{source!r} has masks: remove that column to have them made again.")
     rows = open_rows(source, streaming=False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = FaceSegmenter.from_pretrained(segmenter).to(device)
     output.mkdir(parents=True, exist_ok=True)
-    _belongs(output, f"{len(rows)} rows, {shard_rows} a shard, segmenter {_fingerprint(model)}\n")
+    ids = hashlib.sha256("\n".join(map(str, clips["clip_id"])).encode()).hexdigest()[:16]
+    _belongs(
+        output,
+        f"{len(rows)} rows of set {ids}, {shard_rows} a shard, segmenter {_fingerprint(model)}\n",
+    )
     starts = range(0, len(rows), shard_rows)
     for number, start in enumerate(tqdm(starts, unit="shard")):
         path = output / f"train-{number:05d}-of-{len(starts):05d}.parquet"

@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
@@ -33,32 +36,54 @@ def save(
     """
     final = folder / f"{PREFIX}{step:08d}"
     temporary = folder / f".{final.name}.partial"
-    try:
-        if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            folder.mkdir(parents=True, exist_ok=True)
-        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    accelerator.wait_for_everyone()
+    with _one_sentence(final, temporary):
         accelerator.save_state(str(temporary))
         _stream_file(accelerator, temporary).write_text(
             json.dumps({"processes": accelerator.num_processes, "position": position or {}})
         )
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            for file in (path for path in temporary.rglob("*") if path.is_file()):
-                with open(file, "rb") as opened:
-                    os.fsync(opened.fileno())
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with _one_sentence(final, temporary):
+            for path in (*temporary.rglob("*"), temporary):
+                _to_disk(path)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
-            for old in existing(folder)[:-keep]:
-                shutil.rmtree(old)
-        accelerator.wait_for_everyone()
+            _to_disk(folder)
+        for old in existing(folder)[:-keep]:
+            # Half of a checkpoint must not go by the name of a whole one.
+            gone = old.rename(folder / f".{old.name}.old")
+            shutil.rmtree(gone, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _one_sentence(final: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
     # torch says RuntimeError and safetensors its own where the disk is full.
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(
-            f"checkpoint {final} could not be written ({str(error).splitlines()[0]}): make room "
-            "there and start again; it goes on from the one before."
+            f"checkpoint {final} could not be written ({_first_line(error)}): make room there and "
+            "start again; it goes on from the one before."
         ) from error
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def save_model(model: PretrainedModel, folder: Path) -> None:
@@ -86,17 +111,27 @@ def resume(accelerator: Accelerator, folder: Path) -> tuple[int, dict]:
             another number of processes.
     """
     found = existing(folder)
+    step = int(found[-1].name.removeprefix(PREFIX)) if found else 0
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"The processes see different checkpoints in {folder} (of steps {steps}): give an "
+            "output on a disk that all of them share."
+        )
     if not found:
         return 0, {}
     try:
         accelerator.load_state(str(found[-1]))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except OSError as error:
+        raise OSError(f"{found[-1]} cannot be read now ({error}): start again.") from error
     # Whatever torch, safetensors and pickle say of a damaged file.
     except Exception as error:
         raise ValueError(
-            f"{found[-1]} cannot be gone on from ({str(error).splitlines()[0]}): remove it to go "
-            "on from the one before; or it was made by another version of this program."
+            f"{found[-1]} is damaged, or was made by another version of this program "
+            f"({_first_line(error)}): use that version, or remove it to go on from the one before."
         ) from error
-    step = int(found[-1].name.removeprefix(PREFIX))
     record = _stream_file(accelerator, found[-1], process=0)
     streams = json.loads(record.read_text()) if record.is_file() else {"position": {}}
     if not streams["position"]:

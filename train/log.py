@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from cest.checkpoint import write_atomically
 from cest.data import FrameBatch
 from cest.modeling import FaceEstimator
 from cest.pictures import grid, panels, to_uint8
@@ -31,7 +32,8 @@ class Log:
         # A kill can also leave half a last line.
         text = self.path.read_text() if self.path.exists() else ""
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= start)
+        write_atomically(self.path, lambda path: path.write_text(kept))
 
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         record = {"kind": kind, "step": step, "time": round(time.time(), 1), **values}

@@ -1,12 +1,14 @@
 """What a training run's YAML file says."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cest.checkpoint import write_atomically
 from cest.configuration import FaceEstimatorConfig
 from cest.data import Recipe
 from cest.objective import ObjectiveConfig
@@ -93,7 +95,10 @@ class Settings:
                 target = target.setdefault(parent, {})
                 if not isinstance(target, dict):
                     raise ValueError(f"{override!r}: {parent} has no keys of its own.")
-            target[last] = yaml.safe_load(value)
+            try:
+                target[last] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ValueError(f"{override!r} is no YAML value: {error}") from error
         return _build(cls, values, path)
 
     def __post_init__(self) -> None:
@@ -104,22 +109,27 @@ class Settings:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1.")
 
     def record(self, output: Path) -> None:
-        """Writes settings.json on a run's first start; a later start must not contradict it.
+        """See `record`."""
+        record(output, asdict(self), CHANGEABLE)
 
-        Raises:
-            ValueError: the run in ``output`` was started with other settings, named.
-        """
-        path = output / "settings.json"
-        now = asdict(self)
-        if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            names = [n for n in now if n not in CHANGEABLE and now[n] != before.get(n)]
-            if names:
-                raise ValueError(
-                    f"{output} is a run with another {', '.join(names)}: give those of its "
-                    "settings.json, or another output."
-                )
-        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+
+def record(output: Path, now: dict, changeable: Collection[str]) -> None:
+    """Writes settings.json on a run's first start; a later start must not contradict it.
+
+    Raises:
+        ValueError: the run in ``output`` was started with other settings, named.
+    """
+    path = output / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        names = [n for n in now if n not in changeable and now[n] != before.get(n)]
+        if names:
+            raise ValueError(
+                f"{output} is a run with another {', '.join(names)}: give those of its "
+                "settings.json, or another output."
+            )
+    text = json.dumps(now, indent=1) + "\n"
+    write_atomically(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 POSITIVE = (
@@ -132,6 +142,8 @@ CHANGEABLE = frozenset(
         *("output", "clips", "stills", "validation", "steps", "workers", "log_every"),
         *("picture_every", "evaluate_every", "evaluation_frames", "save_every", "keep"),
         *("columns", "compile", "tracker", "push_to_hub", "private"),
+        # What a run that left the numbers needs another of.
+        *("learning_rate", "warmup", "gradient_norm"),
     )
 )
 
@@ -191,6 +203,6 @@ def _converted(value: Any, kind: Any, where: str) -> Any:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{where} is {value!r}, not a number.") from None
-    if kind is int and number != int(number):
+    if kind is int and not number.is_integer():
         raise ValueError(f"{where} is {value!r}, not a whole number.")
     return kind(number)

@@ -44,6 +44,12 @@ def main() -> None:
         train(Settings.load(arguments.config, arguments.overrides))
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    except RuntimeError as error:
+        if "gloo" in str(error) or isinstance(error, torch.distributed.DistError):
+            sys.exit("train.py: another process ended; its message says why.")
+        raise
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped; the same command goes on from the last checkpoint.")
 
 
 def train(settings: Settings) -> None:
@@ -78,6 +84,8 @@ def train(settings: Settings) -> None:
     bare = accelerator.unwrap_model(model)
     best = bare if average is None else accelerator.unwrap_model(average).model
     start, position = checkpoints.resume(accelerator, output / "checkpoints")
+    # The rate may be another now: a schedule's state remembers the one it began with.
+    schedule.base_lrs = [settings.learning_rate] * len(schedule.base_lrs)
 
     relighter = Relighter(bare.face_model) if settings.recipe.relight else None
     batches = iter(open_batches(settings, accelerator, relighter, start, position))
@@ -127,20 +135,28 @@ def train(settings: Settings) -> None:
             if log:
                 log.write("train", step, figures | {"rate": schedule.get_last_lr()[0]})
                 bar.set_postfix(loss=f"{figures['loss']:.4f}")
+        if saving:  # before looking, which may meet a full disk or a damaged picture
+            checkpoints.save(accelerator, output / "checkpoints", step, settings.keep, position)
+            if main_process:
+                hand_out(best, output, step, publisher)
         if log and step % settings.picture_every == 0:
             log.picture(step, batch, best)
         if log and validation is not None and step % settings.evaluate_every == 0:
             figures = evaluate(best, validation, max_frames=settings.evaluation_frames)
             log.write("validation", step, figures)
-        if saving:
-            checkpoints.save(accelerator, output / "checkpoints", step, settings.keep, position)
-            if main_process:
-                checkpoints.save_model(best, output / "model")
-            if publisher:
-                publisher.publish(output / "model", f"Step {step}")
+    bar.close()
+    if main_process and start >= settings.steps:  # a kill may have come before this, last time
+        hand_out(best, output, start, publisher)
     if publisher:
         publisher.close()
     accelerator.end_training()
+
+
+def hand_out(model: FaceEstimator, output: Path, step: int, publisher: Publisher | None) -> None:
+    """Writes the folder that `from_pretrained` loads, and pushes it if it is to be."""
+    checkpoints.save_model(model, output / "model")
+    if publisher:
+        publisher.publish(output / "model", f"Step {step}")
 
 
 def on_device(
@@ -167,8 +183,8 @@ def check(figures: dict[str, float], step: int, output: Path, scaled: bool) -> N
     if not all(torch.isfinite(torch.tensor(values))):
         raise ValueError(
             f"the loss or its gradient is no number any more at step {step}: the last checkpoint "
-            f"in {output / 'checkpoints'} is good; lower learning_rate, in another output, or go "
-            "on from there."
+            f"in {output / 'checkpoints'} is good; go on from it with a lower learning_rate or "
+            "gradient_norm."
         )
 
 
@@ -218,6 +234,8 @@ def open_batches(
         accumulation=settings.accumulation,
         threads=max(1, settings.workers),
         pin=accelerator.device.type == "cuda",
+        # f_seg makes masks on the device.
+        masks=not settings.segmenter,
         # A clip of one frame would be consistent with itself alone.
         least=2 if settings.objective.constraints == "consistency" else 1,
     )

@@ -45,6 +45,7 @@ from cest.data.synthetic import SyntheticClips
 from cest.face_model import load_face_model
 from cest.segmentation import FaceSegmenter, FaceSegmenterConfig
 from log import Log
+from settings import record
 
 SYNTHETIC = "synthetic"
 HELD_OUT_SYNTHETIC = 200
@@ -78,6 +79,8 @@ def main() -> None:
         train(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"train_segmenter.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("train_segmenter.py: stopped; the same command goes on.")
 
 
 def train(settings: argparse.Namespace) -> None:
@@ -102,13 +105,11 @@ def train(settings: argparse.Namespace) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(schedule)
     settings.output.mkdir(parents=True, exist_ok=True)
-    try:
-        start, _ = checkpoints.resume(accelerator, settings.output / "checkpoints")
-    except RuntimeError as error:  # torch's, of tensors of other shapes
-        raise ValueError(
-            f"{settings.output} is a run with another --image-size or --width: give the same, or "
-            "another output."
-        ) from error
+    if accelerator.is_main_process:
+        pattern = settings.held_out.pattern if settings.held_out else ""
+        values = vars(settings) | {"output": str(settings.output), "held_out": pattern}
+        record(settings.output, values, changeable=("output", "steps", "workers", "save_every"))
+    start, _ = checkpoints.resume(accelerator, settings.output / "checkpoints")
     loader = DataLoader(
         Draws(sources, settings.image_size),
         batch_sampler=Steps(kept, settings, start, accelerator.process_index),

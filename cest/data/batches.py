@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cest.data.augmentation import Relighter, Relighting, Similarity
-from cest.data.clips import read_frame
+from cest.data.clips import count_frames, read_frame
 from cest.data.face_region import face_region
 from cest.data.streams import StreamedClips
 from cest.geometry import from_pixels
@@ -80,12 +80,17 @@ class Frame:
     @classmethod
     def prepare(
         cls, image: np.ndarray, landmarks: np.ndarray, mask: np.ndarray | None, warp: Similarity,
-        size: int,
+        size: int, masks: bool = True,
     ) -> "Frame":  # fmt: skip
-        """What `read_frame` returns, warped; a mask where the set has none (`face_region`)."""
+        """What `read_frame` returns, warped; a mask where the set has none (`face_region`).
+
+        With ``masks`` false the mask, which takes longer than all else, is left empty.
+        """
         landmarks = warp.landmarks(landmarks, image.shape[1])
         image = warp.image(image, size)
-        if mask is None:
+        if not masks:
+            mask = np.zeros((size, size), np.uint8)
+        elif mask is None:
             mask = face_region(image, landmarks)
         else:
             mask = (warp.image(255 * mask, size) > 127).astype(np.uint8)
@@ -181,7 +186,8 @@ class Batches:
         accumulation: parts that each process takes its share in, one after the other.
         threads: that read and augment.
         pin: to pinned memory, for a copy to a GPU that does not wait.
-        least: frames that a clip must have.
+        masks: whether masks are needed; they are empty if not.
+        least: frames that a clip must have, and that must be drawn of one.
 
     Raises:
         ValueError: a source that the recipe needs is missing or empty, or a batch cannot be
@@ -203,6 +209,7 @@ class Batches:
         accumulation: int = 1,
         threads: int = 1,
         pin: bool = False,
+        masks: bool = True,
         least: int = 1,
     ) -> None:
         self.takes = [
@@ -224,6 +231,10 @@ class Batches:
                     f"accumulated part(s) cannot share equally: make it a multiple of "
                     f"{self.shares}."
                 )
+        if recipe.frames < least:
+            raise ValueError(
+                f"recipe.frames is {recipe.frames}, but consistency alone needs {least} of a clip."
+            )
         if recipe.relight and relighter is None:
             raise ValueError("The recipe relights: give a Relighter.")
         self.groups = {
@@ -240,7 +251,7 @@ class Batches:
         self.sources, self.recipe, self.size, self.relighter = sources, recipe, size, relighter
         self.seed, self.start, self.stop = seed, start, stop
         self.process, self.processes, self.accumulation = process, processes, accumulation
-        self.threads, self.pin, self.least = threads, pin, least
+        self.threads, self.pin, self.masks, self.least = threads, pin, masks, least
 
     def __iter__(self) -> Iterator[tuple[FrameBatch, dict]]:
         queue: Queue = Queue(AHEAD)
@@ -305,13 +316,14 @@ class Batches:
         rng = np.random.default_rng(seed)
         if self.groups[name] is not None:
             rows = [self.sources[name][int(number)] for number in rows]
-        frames = [(row, i) for row in rows for i in range(len(row["frames"]))]
+        frames = [(row, i) for row in rows for i in range(count_frames(row))]
         if len(frames) < self.least:
             raise ValueError(
                 f"Clip {rows[0]['clip_id']} has {len(frames)} frame(s), but consistency alone "
                 f"needs {self.least}: leave it out, or give it as a still under both constraints."
             )
-        chosen = rng.choice(len(frames), wanted, replace=wanted > len(frames))
+        # Of a clip that is too short each frame comes as often as another, or once more.
+        chosen = rng.permutation(np.resize(rng.permutation(len(frames)), wanted))
         # A clip is mirrored whole or not at all: its frames share one reflectance.
         mirrored = bool(rng.integers(2))
         group = [self._augmented(*read_frame(*frames[int(i)]), mirrored, rng) for i in chosen]
@@ -329,7 +341,7 @@ class Batches:
         warp = Similarity.random(
             rng, len(image), self.size, recipe.degrees, recipe.scale, recipe.shift, mirrored
         )
-        frame = Frame.prepare(image, landmarks, mask, warp, self.size)
+        frame = Frame.prepare(image, landmarks, mask, warp, self.size, self.masks)
         if rng.random() < recipe.relit * bool(recipe.relight):
             relighting = self.relighter.draw(frame.landmarks, self.size, rng, recipe.relight)
             frame = replace(frame, relighting=relighting)

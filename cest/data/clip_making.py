@@ -4,6 +4,7 @@ A crop is an upright square, 1.65 times the longer side of the box of the frame'
 that box's centre, edge pixels repeated where it leaves the photo: no warp.
 """
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import datasets
 import numpy as np
+import torch
 
 from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop, crop_image
 from cest.data.annotations import Annotations
@@ -253,6 +255,7 @@ def make_clips(
             picture, landmarks = crop_frame(frame.image, points)
         # Unusable, or what one image brings to light in a detector: the others do without it.
         except Exception as error:
+            _must_be_the_image(error)
             skipped.add(footage.name, _reason(error), frame.number)
             if footage.continuous:
                 if clip:
@@ -281,7 +284,16 @@ def _while_readable(
     try:
         yield from read_frames(footage, settings.every)
     except Exception as error:
+        _must_be_the_image(error)
         skipped.add(footage.name, _reason(error), 0)
+
+
+def _must_be_the_image(error: Exception) -> None:
+    """Raises what another try may do without: it must not cost good frames for ever."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ENOSPC):
+        raise error
 
 
 def _reason(error: Exception) -> str:

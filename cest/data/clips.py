@@ -38,6 +38,11 @@ def load_clips(
     Raises:
         ValueError: nothing there, unreadable, or a column is missing.
     """
+    if streaming and os.path.isdir(source) and not _parquet_files(source):
+        raise ValueError(
+            f"{source!r} is a folder of images, which cannot be streamed in parts: write it as "
+            "Parquet, or turn streaming off."
+        )
     try:
         rows = open_rows(source, streaming)
     except Exception as error:  # pyarrow, datasets, the Hub's client and the disk have their own
@@ -68,7 +73,7 @@ def load_clips(
 
 def open_rows(source: str, streaming: bool) -> ClipSet:
     if os.path.isdir(source):
-        files = sorted(glob.glob(os.path.join(source, "**", "*.parquet"), recursive=True))
+        files = _parquet_files(source)
         if not files:
             return datasets.load_dataset(
                 "imagefolder", data_dir=source, split="train", streaming=streaming
@@ -82,9 +87,33 @@ def open_rows(source: str, streaming: bool) -> ClipSet:
     )
 
 
+def _parquet_files(folder: str) -> list[str]:
+    return sorted(glob.glob(os.path.join(folder, "**", "*.parquet"), recursive=True))
+
+
 def _resolved(rows: ClipSet) -> ClipSet:
     """A stream learns its columns from its first rows, unless its files' headers say them."""
     return rows if rows.column_names is not None else rows._resolve_features()
+
+
+def count_frames(row: dict) -> int:
+    """Of a clip.
+
+    Raises:
+        ValueError: it has none, or landmarks or masks for another number.
+    """
+    counts = {
+        name: len(row[name]) if row[name] is not None else 0
+        for name in ("frames", "landmarks", "masks")
+        if name in row
+    }
+    if len(set(counts.values())) > 1 or not counts["frames"]:
+        numbers = ", ".join(f"{number} {name}" for name, number in counts.items())
+        raise ValueError(
+            f"Clip {row['clip_id']} has {numbers}: a clip needs at least one frame, and landmarks "
+            "and masks for every one; leave it out."
+        )
+    return counts["frames"]
 
 
 def read_frame(row: dict, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -105,7 +134,10 @@ def read_frame(row: dict, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
             f"{where} is {image.shape[1]} × {image.shape[0]}: frames must be square crops, 1.6 to "
             "1.7 times the landmarks' box."
         )
-    landmarks = np.asarray(row["landmarks"][index], dtype=np.float32)
+    try:
+        landmarks = np.asarray(row["landmarks"][index], dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where} has landmarks that are no 68 points ({error}).") from error
     size, margin = len(image), LANDMARK_MARGIN * len(image)
     if landmarks.shape != (68, 2):
         raise ValueError(f"{where} has landmarks of shape {landmarks.shape}, not (68, 2).")

@@ -3,7 +3,8 @@ resumed exactly.
 
 The shuffle buffer of `datasets` is lost on resuming. Here the set's row groups are permuted anew
 each epoch, a few of them at a time are held as a window, and the window's rows are permuted: all
-of it is a function of (seed, epoch, window), so that a position is three numbers.
+of it is a function of (seed, epoch, window), so that a position is three numbers (and the number
+of row groups, by which another set is recognised).
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,8 @@ class StreamedClips:
         position: where to go on; default the beginning.
 
     Raises:
-        ValueError: fewer row groups than processes, or a row group that cannot be read.
+        ValueError: fewer row groups than processes, a position in another set, or a row group that
+            cannot be read.
     """
 
     def __init__(
@@ -46,7 +48,13 @@ class StreamedClips:
                 "it in smaller row groups or more files, or train without streaming."
             )
         self.seed, self.process, self.processes = seed, process, processes
-        self.position = dict(position or {"epoch": 0, "window": 0, "row": 0})
+        beginning = {"epoch": 0, "window": 0, "row": 0, "groups": self.groups}
+        self.position = beginning | (position or {})
+        if self.position["groups"] != self.groups:
+            raise ValueError(
+                f"The stream to go on with had {self.position['groups']} row groups and this has "
+                f"{self.groups}: give the set that the run was begun with."
+            )
         self.ahead = ThreadPoolExecutor(1)
         self.current: list[dict] | None = None
         self.coming: Future | None = None
@@ -62,11 +70,11 @@ class StreamedClips:
                 self.coming = self.ahead.submit(self._window, *self._after(epoch, window))
             some = self.current[row : row + number - len(taken)]
             taken += some
-            self.position = {"epoch": epoch, "window": window, "row": row + len(some)}
+            self.position = self.position | {"row": row + len(some)}
             if row + len(some) == len(self.current):
                 self.current, self.coming = self.coming.result(), None
                 epoch, window = self._after(epoch, window)
-                self.position = {"epoch": epoch, "window": window, "row": 0}
+                self.position = self.position | {"epoch": epoch, "window": window, "row": 0}
         return taken
 
     def _order(self, epoch: int) -> np.ndarray:
