@@ -1,4 +1,4 @@
-"""The command line: `cest reconstruct`, `relight`, `evaluate` and `face-model build`."""
+"""The command line: `cest reconstruct`, `relight`, `evaluate`, `figure`, `synthesize`, ..."""
 
 import argparse
 import hashlib
@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ from cest.modeling import FaceEstimator
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
 from cest.reconstruction import PANEL_SIZE, Reconstruction, Reconstructor, labelled_row
 from cest.released import RELEASED, released_checkpoint
+
+if TYPE_CHECKING:
+    from cest.evaluation.protocols import Run
+    from cest.evaluation.report import Report
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         help="meshes, textures, overlays and parameters of the faces in photos",
     )
+    reconstruct.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fit every face to its photo with N more steps; 100 take seconds (default: 0)",
+    )
     reconstruct.set_defaults(run=_reconstruct)
 
     relight = commands.add_parser(
@@ -130,15 +142,96 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         parents=[models],
         allow_abbrev=False,
-        help="figures of models on a held-out clip set, as JSON",
+        help="figures of models and baselines on a data set, as JSON; see docs/evaluation.md",
     )
     evaluate.add_argument(
-        "clips", metavar="CLIPS", help="Parquet file, glob or Hub id with frames and landmarks"
+        "source", metavar="DATA", help="of the protocol: Parquet files, a Hub id or a folder"
+    )
+    evaluate.add_argument(
+        "--protocol",
+        choices=("clips", "synthetic", "photos", "aflw2000", "micc", "now"),
+        default="clips",
+        help="what DATA is: clips with landmarks (default), those of `cest synthesize`, a folder "
+        "of photos, AFLW2000-3D, MICC Florence, NoW",
+    )
+    evaluate.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="report.json, report.md, curves and plots"
     )
     evaluate.add_argument(
         "--frames", type=int, metavar="N", help="only so many, evenly spread; default: all"
     )
+    evaluate.add_argument(
+        "--baselines", action="store_true", help="mean face and landmark fit in the same table"
+    )
+    evaluate.add_argument(
+        "--refine",
+        type=int,
+        default=0,
+        metavar="N",
+        help="each model also with N steps of a test-time fit",
+    )
+    evaluate.add_argument(
+        "--basel", type=Path, metavar="FILE", help="01_MorphableModel.mat: AFLW2000-3D's 3D truth"
+    )
+    evaluate.add_argument(
+        "--mediapipe",
+        type=Path,
+        metavar="FILE",
+        help="face_landmarker.task: MediaPipe's mesh beside them, on synthetic clips and AFLW2000",
+    )
+    evaluate.add_argument(
+        "--detector", metavar="FILE", help="of faces in whole photos, as in reconstruct"
+    )
+    evaluate.add_argument(
+        "--attach",
+        metavar="DATASET_ID",
+        help="put the figures on the models' cards and into their .eval_results, as of this data "
+        "set of the Hub",
+    )
     evaluate.set_defaults(run=_evaluate)
+
+    figure = commands.add_parser("figure", help="the paper's figures, of your photos and models")
+    kinds = figure.add_subparsers(required=True, metavar="KIND")
+    for kind, text in (
+        ("ablation", "Figs. 4, 10, 11: a row a model for each photo"),
+        ("comparison", "Figs. 5 to 7: the same with error maps"),
+        ("lighting", "Fig. 8: every face under every photo's light, by the first model"),
+    ):
+        one = kinds.add_parser(kind, parents=[models], allow_abbrev=False, help=text)
+        one.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="a picture")
+        one.add_argument("--detector", metavar="FILE", help="as in reconstruct")
+        one.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .png")
+        one.set_defaults(run=_figure, kind=kind)
+    curves = kinds.add_parser(
+        "curves", allow_abbrev=False, help="Fig. 9: cumulative errors from runs of `cest evaluate`"
+    )
+    curves.add_argument("files", nargs="+", type=Path, metavar="CSV", help="ced-FIGURE.csv")
+    curves.add_argument("--label", default="error", help="of the horizontal axis")
+    curves.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .png")
+    curves.set_defaults(run=_curves)
+
+    synthesize = commands.add_parser(
+        "synthesize",
+        allow_abbrev=False,
+        help="clips of synthetic faces with known shape, albedo and light, as Parquet",
+    )
+    synthesize.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="where the files go"
+    )
+    synthesize.add_argument("--clips", type=int, required=True, metavar="N", help="how many")
+    synthesize.add_argument(
+        "--frames", type=int, default=4, metavar="N", help="of each clip (default: 4)"
+    )
+    synthesize.add_argument(
+        "--size", type=int, default=256, metavar="N", help="side in pixels (default: 256)"
+    )
+    synthesize.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="other seeds give other people"
+    )
+    synthesize.add_argument(
+        "--no-truth", action="store_true", help="frames, landmarks and masks only"
+    )
+    synthesize.set_defaults(run=_synthesize)
 
     face_model = commands.add_parser("face-model", help="the 3D morphable model")
     actions = face_model.add_subparsers(required=True, metavar="ACTION")
@@ -161,12 +254,16 @@ def _face(text: str) -> str | int:
 
 
 def _reconstruct(options: argparse.Namespace) -> int:
+    if options.refine < 0:
+        raise UsageError(f"--refine {options.refine} is less than nothing; give 0 or more steps.")
     models, detector = _load(options)
 
     def work(photo: Path, pixels: np.ndarray, folder: Path) -> Iterable[str]:
         faces = detector.detect(pixels)
         for label, model in models.items():
             for result in model.reconstruct(pixels, options.face, faces=faces):
+                if options.refine:
+                    result = model.refine(result, options.refine)
                 target = folder / _face_label(label, result, options.face)
                 result.save(target)
                 yield (
@@ -226,24 +323,108 @@ def _save_relit(result: Reconstruction, lights: dict[str, torch.Tensor], folder:
 
 def _evaluate(options: argparse.Namespace) -> int:
     # Reading clips takes the data-set library, which photos do without.
-    from cest.data import load_clips
-    from cest.evaluation import evaluate
+    from cest.evaluation.protocols import PROTOCOLS, Run, labels
 
     if options.frames is not None and options.frames < 1:
         raise UsageError(f"--frames {options.frames} leaves nothing to evaluate; give 1 or more.")
     sources, face_model, device = _sources(options), _face_model(options), _device(options)
-    figures = {}
+    models = [
+        (s, FaceEstimator.from_pretrained(s, face_model=face_model).to(device)) for s in sources
+    ]
+    named = labels(models)
+    run = Run(
+        source=options.source,
+        models=named,
+        weights=dict(zip(named, sources)),
+        frames=options.frames,
+        baselines=options.baselines,
+        refine=options.refine,
+        basel=options.basel,
+        mediapipe=options.mediapipe,
+        detector=options.detector,
+        output=options.output,
+    )
     try:
-        clips = load_clips(options.clips)
-        for source in sources:
-            model = FaceEstimator.from_pretrained(source, face_model=face_model).to(device)
-            figures[source] = evaluate(model, clips, max_frames=options.frames)
-    except CheckpointError:
+        reports = PROTOCOLS[options.protocol](run, sys.stderr.isatty())
+        _write_reports(reports, run, options.attach)
+    except (CheckpointError, PhotoError, DetectorError):
         raise
-    # Of a clip set that cannot be read, that is empty, or of a frame that is damaged.
+    # Of a data set that cannot be read, that is empty, or of a frame that is damaged.
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print(json.dumps(figures, indent=1))
+    return 0
+
+
+def _write_reports(reports: dict[str, "Report"], run: "Run", dataset_id: str | None) -> None:
+    """Files where they are wanted, means on the screen, results on the cards."""
+    from cest.evaluation.report import attach
+
+    shown = {}
+    for name, report in reports.items():
+        folder = run.output if not name else run.output and run.output / name
+        if folder is not None:
+            try:
+                report.write(folder)
+            except ImportError as error:
+                print(error, file=sys.stderr)
+        values = report.to_dict()
+        means = {
+            run.weights.get(method, method): {
+                figure: value["mean"] for figure, value in figures.items() if value["count"]
+            }
+            | {"frames": values["dataset"]["frames"]}
+            for method, figures in values["figures"].items()
+        }
+        shown = means if not name else shown | {name: means}
+        if dataset_id is not None:
+            for label, folder in run.weights.items():
+                attach(Path(folder), values, label, dataset_id)
+    if reports:
+        print(json.dumps(shown, indent=1))
+
+
+def _figure(options: argparse.Namespace) -> int:
+    from cest.evaluation.figures import comparison, lighting_transfer
+    from cest.evaluation.protocols import labels
+
+    sources, face_model, device = _sources(options), _face_model(options), _device(options)
+    detector = FaceDetector(options.detector)
+    named = labels([(s, FaceEstimator.from_pretrained(s, face_model=face_model)) for s in sources])
+    models = {name: Reconstructor(m, detector, device, name) for name, m in named.items()}
+    if options.kind == "lighting":
+        picture = lighting_transfer(options.photos, next(iter(models.values())))
+    else:
+        picture = comparison(options.photos, models, errors=options.kind == "comparison")
+    picture.save(options.output)
+    print(options.output)
+    return 0
+
+
+def _curves(options: argparse.Namespace) -> int:
+    from cest.evaluation.figures import error_curves
+
+    try:
+        error_curves(options.files, options.output, options.label)
+    except (ImportError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    print(options.output)
+    return 0
+
+
+def _synthesize(options: argparse.Namespace) -> int:
+    # Writing clips takes the data-set library, which photos do without.
+    from cest.data.synthetic import SyntheticClips, write_shards
+
+    if options.clips < 1:
+        raise UsageError(f"--clips {options.clips} leaves nothing to make; give 1 or more.")
+    try:
+        clips = SyntheticClips(
+            options.clips, options.seed, options.frames, options.size, truth=not options.no_truth
+        )
+        shards = write_shards(clips, options.output)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    print(f"{len(clips)} clips in {len(shards)} file(s): {options.output}")
     return 0
 
 

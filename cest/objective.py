@@ -146,14 +146,13 @@ def objective(
     mirrored = config.constraints in ("both", "symmetry")
     reflectances = (reflectance, reflectance.flip(-1)) if mirrored else (reflectance,)
     region = mask * estimate.surface.coverage
+    # One look-up of all colours of both: their UV coordinates are the same.
+    rendered, _ = shade_surface(
+        estimate.surface, torch.cat(reflectances, dim=1), estimate.illumination
+    )
     photometric = sum(
-        photometric_error(
-            image,
-            shade_surface(estimate.surface, one, estimate.illumination)[0],
-            region,
-            config.outlier_factor,
-        ).mean()
-        for one in reflectances
+        photometric_error(image, one, region, config.outlier_factor).mean()
+        for one in rendered.chunk(len(reflectances), dim=1)
     ) * (2 / len(reflectances))  # two terms' worth, so that λ1 and λ2 mean the same in all
     keypoints = landmark_error(
         estimate.projected, landmarks, landmark_ids, config.jaw_weight

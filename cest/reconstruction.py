@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import trimesh
 from PIL import Image, ImageDraw, ImageFont
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cest import pictures
@@ -25,6 +27,7 @@ from cest.lighting import roll_light
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import photometric_error
 from cest.photo import Photo, PhotoError, read_photo
+from cest.refinement import refine
 from cest.rendering import rasterize_surface, shade_surface, vertex_normals, wrap
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class Reconstruction:
         model: where the estimator came from, for the record.
         conditioning: "cest" or "iest".
         index: of the face in the photo, 0 for the largest.
+        refined: steps of the test-time fit that the parameters have been through.
     """
 
     photo: np.ndarray = field(repr=False)
@@ -76,6 +80,7 @@ class Reconstruction:
     model: str
     conditioning: str
     index: int = 0
+    refined: int = 0
 
     @cached_property
     def vertices(self) -> Tensor:
@@ -146,6 +151,63 @@ class Reconstruction:
             illumination = torch.tensor(pictures.CLAY_LIGHT)
         return Image.fromarray(self._drawn(None, illumination))
 
+    def error_map(self, size: int = PANEL_SIZE, overlay: Image.Image | None = None) -> Image.Image:
+        """Mean |I - Î| of each pixel of the crop, four times as strong: black, red, yellow, white.
+
+        At `size` pixels a side, and black where no face is drawn. overlay: what `overlay` returned,
+        if it is at hand.
+        """
+        seen, drawn = (
+            _as_tensor(crop_image(np.asarray(picture), self.crop, size))
+            for picture in (self.photo, overlay or self.overlay())
+        )
+        return _as_picture(pictures.heat(4 * (seen - drawn).abs().mean(1, keepdim=True))[0])
+
+    def posed(
+        self,
+        actions: Mapping[str, float] | None = None,
+        turn: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> "Reconstruction":
+        """The same person with another expression, or the head turned about its middle.
+
+        actions: names of `face_model.actions` and how much of each is added to the expression that
+        was estimated. turn: degrees about x (nods), y (shakes: positive to the picture's right) and
+        z (counter-clockwise as seen), after the estimated rotation. Reflectance and light stay.
+        Raises ValueError for an action that the face model does not have.
+        """
+        parameters, model = self.parameters, self.estimator_face_model
+        coefficients, viewpoint = parameters.shape_coefficients, parameters.viewpoint
+        for name, amount in (actions or {}).items():
+            if name not in model.actions:
+                known = ", ".join(model.actions) or "none"
+                raise ValueError(
+                    f"{name!r} is no action of this face model; its actions are: {known}."
+                )
+            added = torch.zeros_like(coefficients)
+            added[:, model.n_identity :] = amount * model.actions[name]
+            coefficients = coefficients + added
+        if any(turn):
+            # The image frame is (x right, y up, z to the viewer): a rotation vector's own axes.
+            by = Rotation.from_euler("xyz", turn, degrees=True)
+            turned = by * Rotation.from_rotvec(viewpoint[0, 1:4].double().numpy())
+            vector = torch.from_numpy(turned.as_rotvec()).to(viewpoint)
+            viewpoint = torch.cat((viewpoint[:, :1], vector[None], viewpoint[:, 4:]), dim=1)
+        return self.with_factors(viewpoint=viewpoint, shape_coefficients=coefficients)
+
+    def with_factors(self, **factors: Tensor) -> "Reconstruction":
+        """The same with other values for some of the four factors, named as in `FaceParameters`.
+
+        What follows from viewpoint and shape follows; the photo's own texture stays.
+        """
+        parameters, model = replace(self.parameters, **factors), self.estimator_face_model
+        viewpoint, size = parameters.viewpoint, parameters.reflectance_map.shape[-2:]
+        vertices = model.vertices(parameters.shape_coefficients)
+        projected = project(vertices, viewpoint)
+        normals = rotate(vertex_normals(vertices, model.triangles), viewpoint)
+        surface = rasterize_surface(projected, normals, model.triangles, model.uv, size)
+        derived = {"vertices": vertices, "projected": projected, "surface": surface}
+        return replace(self, parameters=replace(parameters, **derived))
+
     def _drawn(self, reflectance_map: Tensor | None, illumination: Tensor) -> np.ndarray:
         """The photo with the face drawn where it is, antialiased. illumination: photo's axes."""
         height, width = self.photo.shape[:2]
@@ -203,6 +265,7 @@ class Reconstruction:
             "model": {
                 "source": self.model,
                 "conditioning": self.conditioning,
+                "refinement_steps": self.refined,
                 "face_model": self.face_model.name,
                 "face_model_hash": self.face_model.content_hash,
             },
@@ -334,6 +397,11 @@ class Reconstructor:
         return cls(estimator, detector, device, name=str(model))
 
     @property
+    def face_model(self) -> FaceModel:
+        """At the level that is drawn and exported."""
+        return self._fine
+
+    @property
     def detector(self) -> FaceDetector:
         """Made when it is first needed: a crop that is given needs none, nor the Hub."""
         if self._detector is None:
@@ -358,37 +426,57 @@ class Reconstructor:
         """
         pixels = read_photo(photo)
         if crop is not None:
-            return [self._reconstruct(pixels, crop, 0)]
+            return [self.assemble(pixels, crop, self.estimate(pixels, crop))]
         if faces is None:
             faces = self.detector.detect(pixels)
-        crops = choose_faces([found.crop for found in faces], face)
-        return [self._reconstruct(pixels, self._refined(pixels, c), i) for i, c in crops]
+        results = []
+        for index, found in choose_faces([found.crop for found in faces], face):
+            better = self.second_look(pixels, found)
+            results.append(self.assemble(pixels, better, self.estimate(pixels, better), index))
+        return results
 
-    def _refined(self, photo: np.ndarray, crop: SquareCrop) -> SquareCrop:
+    def second_look(self, photo: np.ndarray, crop: SquareCrop) -> SquareCrop:
         """The crop that the model's own landmarks ask for, upright: a second look.
 
         It puts right what a rolled face's first crop lacks; a third look was measured to add
         nothing.
         """
-        parameters = self._estimate(photo, crop)
+        return self.followed(crop, self.estimate(photo, crop)) or crop
+
+    def followed(self, crop: SquareCrop, parameters: FaceParameters) -> SquareCrop | None:
+        """The crop that a crop's estimated landmarks ask for; None where the face was lost."""
         points = parameters.projected[0, self._coarse.landmarks, :2].double().numpy()
         better = crop_from_landmarks(crop.to_photo(points))
         apart = np.hypot(better.center_x - crop.center_x, better.center_y - crop.center_y)
         if 0.5 < better.size / crop.size < 2 and apart < crop.size / 2:
             return better
-        logger.debug("The model lost the face; the detector's crop is kept.")
-        return crop
+        logger.debug("The model lost the face.")
+        return None
 
     @torch.no_grad()
-    def _estimate(self, photo: np.ndarray, crop: SquareCrop) -> FaceParameters:
+    def estimate(self, photo: np.ndarray, crop: SquareCrop) -> FaceParameters:
+        """(H, W, 3) uint8 sRGB and a square of it -> what the model says, on the CPU."""
         image = _as_tensor(crop_image(photo, crop, self.model.config.image_size))
         return _to_cpu(self.model(image.to(self.device)))
 
-    def _reconstruct(self, photo: np.ndarray, crop: SquareCrop, index: int) -> Reconstruction:
+    def refine(
+        self, face: Reconstruction, steps: int, progress: Callable[[int, float], None] | None = None
+    ) -> Reconstruction:
+        """One of this model's reconstructions, fitted further to its photo (`cest.refinement`).
+
+        progress: called after every step with its number, from 1, and the loss.
+        """
+        parameters = refine(self.model, face.image, face.parameters, steps=steps, progress=progress)
+        return replace(face, parameters=_to_cpu(parameters), refined=face.refined + steps)
+
+    def assemble(
+        self, photo: np.ndarray, crop: SquareCrop, parameters: FaceParameters, index: int = 0
+    ) -> Reconstruction:
+        """What `estimate` said of a crop, with what it takes to draw and export it."""
         return Reconstruction(
             photo=photo,
             crop=crop,
-            parameters=self._estimate(photo, crop),
+            parameters=parameters,
             face_model=self._fine,
             estimator_face_model=self._coarse,
             model=self.name,

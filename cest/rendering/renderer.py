@@ -41,7 +41,8 @@ def shade_surface(
 
     Args:
         surface: of B images (H, W).
-        reflectance_map: (B, 3, h, w) A in [0, 1], or None for white clay.
+        reflectance_map: (B, 3, h, w) A in [0, 1], or None for white clay; several of them, one
+            after the other in dim 1, are rendered at once.
         illumination: (B, 9).
 
     Returns:

@@ -47,8 +47,12 @@ class TexelMap:
 
     def on_texels(self, attributes: Tensor) -> Tensor:
         """(B, K, C) values at vertices -> (B, N, C) at the texels: Σ κ · value."""
-        corners = attributes[:, self.vertices.flatten()].unflatten(1, (-1, 3))
-        return (corners * self.weights.to(attributes)[..., None]).sum(2)
+        weights = self.weights.to(attributes)
+        # A corner at a time: all three at once would be written to memory and read again.
+        corners = (
+            weights[:, k, None] * attributes.index_select(1, self.vertices[:, k]) for k in range(3)
+        )
+        return sum(corners)
 
     def to_map(self, values: Tensor) -> Tensor:
         """(B, N, C) values of the texels -> (B, C, size, size), zero elsewhere."""
@@ -78,7 +82,7 @@ def unwrap(
     position = points[..., :2]
     colours = sample_image(image, position)
     with torch.no_grad():
-        facing = texel_map.on_texels(normals)[..., 2]
+        facing = texel_map.on_texels(normals[..., 2:]).squeeze(-1)
         # The buffer holds -inf where nothing was drawn; there nothing hides the texel.
         buffer = sample_image(fragments.depth.unsqueeze(1), position, mode="nearest").squeeze(1)
         pixel = 2 / min(fragments.depth.shape[-2:])

@@ -1,0 +1,174 @@
+"""Several methods on a held-out clip set: every frame once, without augmentation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from cest.data import Frame, FrameBatch, read_frame
+from cest.data.augmentation import Relighter, Similarity
+from cest.data.clips import ClipSet
+from cest.evaluation.disentanglement import albedo_deviation
+from cest.evaluation.measurements import Measurements
+from cest.evaluation.methods import Method
+from cest.evaluation.metrics import (
+    asymmetry,
+    directional_share,
+    normalised_mean_error,
+    photometric_error_255,
+    relighting_invariance,
+)
+from cest.evaluation.tone import tone_group
+from cest.modeling import FaceParameters
+from cest.rendering import shade_surface
+
+RELIGHT_STRENGTH = 0.3
+Chosen = tuple[int, list[int]]
+"""A row and which of its frames."""
+
+
+def evaluate_clips(
+    methods: Mapping[str, Method],
+    clips: ClipSet,
+    batch_size: int = 32,
+    max_frames: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Measurements:
+    """Measures methods on a clip set; memory does not grow with the set.
+
+    Args:
+        methods: by name.
+        clips: rows with frames and landmarks, and masks if known.
+        batch_size: frames at a time, about: a clip's frames stay together, up to so many.
+        max_frames: of so many, evenly spread, for a short look.
+        seed: of the light in the relighting test, the same for all methods.
+        device: of the batches; where the methods' models are.
+        progress: whether to draw a bar.
+
+    Returns:
+        For each frame "nme68", "nme51" (inner), both %; "photometric", 0-255 on mask ∧ coverage;
+        "reflectance_asymmetry" and "texture_asymmetry", 0-255; "directional_light", deviation /
+        mean of the shading; "relit_reflectance" and "relit_texture", 0-255, how much a change of
+        light alone changes each; "coefficients", mean α². For each clip of two frames or more
+        "albedo_deviation". Groups: "skin tone", of the photo, not of the skin alone.
+
+    Raises:
+        ValueError: there is no frame, or one that cannot be read.
+    """
+    results = Measurements()
+    relighters = {name: Relighter(method.face_model) for name, method in methods.items()}
+    rng = np.random.default_rng(seed)
+    chosen = _spread(_frames_of_rows(clips), max_frames)
+    total = sum(len(frames) for _, frames in chosen)
+    if not total:
+        raise ValueError("The clip set has no frame: nothing to evaluate.")
+    bar = tqdm(total=total, unit="frame", disable=not progress)
+    for group in _batches(chosen, batch_size):
+        read = []
+        for row_number, numbers in group:
+            row = clips[row_number]
+            for i in numbers:
+                results.read(f"{row['clip_id']}/{i}", row["frames"][i], row["landmarks"][i])
+            read.append([read_frame(row, i) for i in numbers])
+        sizes = {method.size for method in methods.values()}
+        prepared = {size: [[_prepared(f, size) for f in clip] for clip in read] for size in sizes}
+        state = rng.bit_generator.state
+        drawn = {}
+        for size, frames in prepared.items():
+            rng.bit_generator.state = state  # the same light at every size
+            drawn[size] = [
+                [_under_other_light(f, next(iter(relighters.values())), rng) for f in clip]
+                for clip in frames
+            ]
+        results.groups["skin tone"] += [
+            tone_group(f.image, f.mask) for clip in prepared[min(sizes)] for f in clip
+        ]
+        for name, method in methods.items():
+            batch = FrameBatch.stack(prepared[method.size]).to(device)
+            relit = FrameBatch.stack(drawn[method.size]).to(device).lit(relighters[name])
+            estimate = method(batch.image, batch.landmarks, batch.mask)
+            again = method(relit.image, batch.landmarks, batch.mask)
+            _measure(results, name, method, batch, estimate, again)
+        bar.update(sum(len(frames) for _, frames in group))
+    bar.close()
+    return results
+
+
+@torch.no_grad()
+def _measure(
+    results: Measurements,
+    name: str,
+    method: Method,
+    batch: FrameBatch,
+    estimate: FaceParameters,
+    again: FaceParameters,
+) -> None:
+    rendered, shading = shade_surface(
+        estimate.surface, estimate.reflectance_map, estimate.illumination
+    )
+    points = estimate.projected[:, method.face_model.landmarks, :2]
+    region = batch.mask * estimate.surface.coverage
+    visible = estimate.texture_visibility
+    reflectance_change, texture_change = relighting_invariance(estimate, again)
+    for figure, values in (
+        ("nme68", normalised_mean_error(points, batch.landmarks)),
+        ("nme51", normalised_mean_error(points, batch.landmarks, inner=True)),
+        ("photometric", photometric_error_255(batch.image, rendered, region)),
+        ("reflectance_asymmetry", asymmetry(estimate.reflectance_map, visible)),
+        ("texture_asymmetry", asymmetry(estimate.illuminated_texture, visible)),
+        ("directional_light", directional_share(shading, estimate.surface.coverage)),
+        ("relit_reflectance", reflectance_change),
+        ("relit_texture", texture_change),
+        ("coefficients", estimate.shape_coefficients.square().mean(1)),
+    ):
+        results.add(name, figure, values)
+    for clip in range(int(batch.clip[-1]) + 1):
+        frames = (batch.clip == clip).nonzero().flatten()
+        if len(frames) > 1:
+            deviation = albedo_deviation(estimate.reflectance_map[frames], visible[frames])
+            results.add(name, "albedo_deviation", [deviation])
+
+
+def _prepared(frame: tuple, size: int) -> Frame:
+    return Frame.prepare(*frame, Similarity.resize(len(frame[0]), size), size)
+
+
+def _under_other_light(frame: Frame, relighter: Relighter, rng: np.random.Generator) -> Frame:
+    size = len(frame.image)
+    return replace(frame, relighting=relighter.draw(frame.landmarks, size, rng, RELIGHT_STRENGTH))
+
+
+def _frames_of_rows(clips: ClipSet) -> list[int]:
+    """Number of frames of each row, read from the landmarks alone, a row at a time."""
+    return [len(row["landmarks"]) for row in clips.select_columns("landmarks")]
+
+
+def _spread(counts: Sequence[int], max_frames: int | None) -> list[Chosen]:
+    """All frames, or `max_frames` of them evenly spread, so that a short look sees every source."""
+    frames = [(row, i) for row, n in enumerate(counts) for i in range(n)]
+    if max_frames is not None and max_frames < len(frames):
+        frames = [frames[k * len(frames) // max_frames] for k in range(max_frames)]
+    rows: dict[int, list[int]] = {}
+    for row, i in frames:
+        rows.setdefault(row, []).append(i)
+    return list(rows.items())
+
+
+def _batches(chosen: list[Chosen], size: int) -> Iterator[list[Chosen]]:
+    """Whole rows until there are `size` frames; rows with more frames are cut."""
+    batch, count = [], 0
+    for row, frames in chosen:
+        pieces = iter(frames)
+        while piece := list(islice(pieces, size)):
+            if count and count + len(piece) > size:
+                yield batch
+                batch, count = [], 0
+            batch.append((row, piece))
+            count += len(piece)
+    if batch:
+        yield batch

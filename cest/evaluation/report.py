@@ -1,0 +1,273 @@
+"""A run's results as files: report.json, report.md, curves and plots; and on model cards."""
+
+import datetime
+import hashlib
+import json
+import math
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    eval_result_entries_to_yaml,
+)
+
+from cest import __version__
+from cest.checkpoint import write_atomically
+from cest.evaluation.curves import area_under_curve, plot_curves, write_curves
+from cest.evaluation.measurements import FIGURES, Measurements
+from cest.evaluation.plotting import pyplot
+
+CURVE_LIMITS = {
+    "nme68": 10.0,
+    "photometric": 40.0,
+    "dense": 10.0,
+    "dense_scaled": 10.0,
+    "vertex": 15.0,
+    "albedo": 60.0,
+}
+"""Figures that a cumulative curve is drawn of, and where it ends."""
+GROUPED = {
+    "skin tone": ("photometric", "albedo", "albedo_relative", "albedo_bias"),
+    "yaw": ("nme68", "vertex", "photometric", "albedo"),
+}
+"""Figures that are shown by group, where a run knows the groups."""
+PAPER = {
+    "dense NME, AFLW2000-3D, %": {"CEST": 3.37},
+    "dense NME, MICC, %": {"CEST": 3.14},
+    "photometric, 1,000 images of CelebA, /255": {
+        "CEST": 10.74, "IEST": 13.76, "FML": 20.65, "Garrido16": 21.95,
+    },
+}  # fmt: skip
+"""What the paper reports (§4.4, Table 3): other data, face model and sizes; for orientation."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, on what and how.
+
+    Attributes:
+        measurements: the figures.
+        protocol: the choices made, by name.
+        dataset: name and sha256 of what was read, and the number of frames.
+        methods: name -> what it is, such as the sha256 of a checkpoint's weights.
+        extra: further results of a protocol, such as yaw bins.
+    """
+
+    measurements: Measurements
+    protocol: Mapping[str, object]
+    dataset: Mapping[str, object]
+    methods: Mapping[str, Mapping[str, object]]
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; NaN is left out."""
+        measured = self.measurements
+        groups = {
+            grouping: {
+                figure: found
+                for figure in figures
+                if (found := measured.by_group(grouping, figure))
+            }
+            for grouping, figures in GROUPED.items()
+        }
+        curves = {
+            figure: {
+                name: area_under_curve(np.array(values[figure]), limit)
+                for name, values in measured.values.items()
+                if figure in values
+            }
+            for figure, limit in CURVE_LIMITS.items()
+        }
+        return {
+            "protocol": dict(self.protocol),
+            "dataset": dict(self.dataset),
+            "code": {"version": __version__, **commit()},
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "methods": {name: dict(about) for name, about in self.methods.items()},
+            "figures": measured.summary(),
+            "by_group": {grouping: found for grouping, found in groups.items() if found},
+            "area_under_ced": {figure: areas for figure, areas in curves.items() if areas},
+            "paper": PAPER,
+            **self.extra,
+        }
+
+    def markdown(self) -> str:
+        """Tables of the means: figures, then by group; and what they are of."""
+        measured = self.measurements
+        names = [n for n in FIGURES if any(n in figures for figures in measured.values.values())]
+        rows = [
+            [method, *(_number(measured.mean(method, name), name) for name in names)]
+            for method in measured.values
+        ]
+        parts = [
+            f"{self.dataset['frames']:,} frames of {self.dataset['name']} (sha256 "
+            f"{str(self.dataset['sha256'])[:12]}…).",
+            _table(["", *(FIGURES[name].label for name in names)], rows),
+        ]
+        for grouping, figures in GROUPED.items():
+            for figure in figures:
+                if found := measured.by_group(grouping, figure):
+                    counts = [
+                        f"{group.lstrip('12345 ')} ({values['count']})"
+                        for group, values in next(iter(found.values())).items()
+                    ]
+                    rows = [
+                        [name, *(_number(v.get("mean", math.nan), figure) for v in groups.values())]
+                        for name, groups in found.items()
+                    ]
+                    parts.append(
+                        f"{FIGURES[figure].label}, by {grouping} (frames):\n\n"
+                        + _table(["", *counts], rows)
+                    )
+        choices = "\n".join(f"- {name}: {value}" for name, value in self.protocol.items())
+        return "\n\n".join([*parts, choices]) + "\n"
+
+    def write(self, folder: Path) -> list[Path]:
+        """report.json, report.md, ced-FIGURE.csv; and .png where matplotlib is installed.
+
+        Raises ImportError, with what to install, after the rest is written, where it is not.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        write_text(folder / "report.json", text)
+        write_text(folder / "report.md", self.markdown())
+        written = [folder / "report.json", folder / "report.md"]
+        curves = {}
+        for figure, limit in CURVE_LIMITS.items():
+            values = self.measurements.values
+            found = {n: np.array(f[figure]) for n, f in values.items() if len(f.get(figure, ()))}
+            if found:
+                curves[figure] = found
+                write_curves(folder / f"ced-{figure}.csv", found, limit)
+                written.append(folder / f"ced-{figure}.csv")
+        for figure, found in curves.items():
+            path = folder / f"ced-{figure}.png"
+            plot_curves(path, found, CURVE_LIMITS[figure], FIGURES[figure].label)
+            written.append(path)
+        for figure in GROUPED["skin tone"]:
+            if groups := self.measurements.by_group("skin tone", figure):
+                path = folder / f"tone-{figure}.png"
+                plot_groups(path, groups, FIGURES[figure].label)
+                written.append(path)
+        return written
+
+
+def plot_groups(path: Path, groups: Mapping[str, Mapping[str, dict]], label: str) -> None:
+    """Bars of means by method and group: method -> group -> {"mean": …}."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    width = 0.8 / len(groups)
+    for i, (method, values) in enumerate(groups.items()):
+        places = np.arange(len(values)) + (i - (len(groups) - 1) / 2) * width
+        axes.bar(places, [v.get("mean", 0) for v in values.values()], width, label=method)
+    ticks = [f"{group[2:]}\n{v['count']}" for group, v in next(iter(groups.values())).items()]
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_ylabel(label)
+    axes.legend(fontsize=8)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
+    plt.close(figure)
+
+
+def attach(folder: Path, report: Mapping, method: str, dataset_id: str) -> list[Path]:
+    """Puts a report's figures on a checkpoint's card and into its `.eval_results`.
+
+    Args:
+        folder: a checkpoint with a README.md.
+        report: `Report.to_dict()`, or what report.json holds.
+        method: whose figures.
+        dataset_id: the data set's on the Hub ("owner/name"), which both forms ask for.
+
+    Returns:
+        The files written: `.eval_results/cest.yaml`, the Hub's form, and README.md, whose
+        "model-index" is the older one.
+
+    Raises:
+        ValueError: the report does not have the method, or the folder has no card.
+    """
+    if method not in report["figures"]:
+        known = ", ".join(report["figures"])
+        raise ValueError(f"The report has no method {method!r}; it has {known}.")
+    card_path = Path(folder) / "README.md"
+    if not card_path.is_file():
+        raise ValueError(f"{folder} has no README.md to put results on.")
+    figures = {
+        name: values["mean"]
+        for name, values in report["figures"][method].items()
+        if values.get("count") and FIGURES[name].better
+    }
+    notes = (
+        f"sha256 {report['dataset']['sha256']}, {report['dataset']['frames']} frames; protocol "
+        f"{report['protocol'].get('name')}; cest {report['code']['version']}, commit "
+        f"{report['code'].get('commit')}"
+    )
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset_id, task_id=name, value=value, date=report["date"], notes=notes
+        )
+        for name, value in figures.items()
+    ]
+    results = Path(folder) / ".eval_results" / "cest.yaml"
+    results.parent.mkdir(exist_ok=True)
+    dumped = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+    write_text(results, dumped)
+    card = ModelCard.load(card_path)
+    card.data.model_name = card.data.model_name or Path(folder).name
+    card.data.eval_results = [
+        EvalResult(
+            task_type="image-to-3d",
+            dataset_type=dataset_id,
+            dataset_name=str(report["dataset"]["name"]),
+            metric_type=name,
+            metric_name=FIGURES[name].label,
+            metric_value=value,
+        )
+        for name, value in figures.items()
+    ]
+    write_text(card_path, str(card))
+    return [results, card_path]
+
+
+def commit() -> dict[str, object]:
+    """The checkout's commit and whether it was changed since; nothing outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return {}
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def file_hash(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _number(value: float, figure: str) -> str:
+    return "–" if math.isnan(value) else f"{value:.{FIGURES[figure].digits}f}"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,250 @@
+"""Reports, cards and figures: what is written says what was measured, on what and how."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from PIL import Image
+
+from cest.cli import main
+from cest.configuration import FaceEstimatorConfig
+from cest.data import load_clips
+from cest.data.synthetic import SyntheticClips, write_shards
+from cest.detection import EMBEDDED, FaceDetector
+from cest.evaluation import methods as methods_module
+from cest.evaluation.clip_sets import evaluate_clips
+from cest.evaluation.figures import CELL, comparison, lighting_transfer
+from cest.evaluation.measurements import Measurements
+from cest.evaluation.methods import Estimate
+from cest.evaluation.protocols import labels
+from cest.evaluation.report import Report, attach, commit
+from cest.modeling import FaceEstimator
+from cest.reconstruction import Reconstructor
+from clip_factory import write_clips
+
+PHOTO = Path(str(files("cest") / "assets" / "astronaut.jpg"))
+
+
+@pytest.fixture(scope="module")
+def model(face_model) -> FaceEstimator:
+    torch.manual_seed(0)
+    config = FaceEstimatorConfig(image_size=64, width=0.125)
+    return FaceEstimator(config, face_model=face_model).eval()
+
+
+@pytest.fixture
+def checkpoint(model, tmp_path) -> Path:
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def clips(face_model, tmp_path) -> Path:
+    return write_clips(tmp_path / "clips.parquet", face_model, clips=2, frames=3)
+
+
+def measured() -> Measurements:
+    results = Measurements()
+    for i in range(4):
+        results.read(f"clip/{i}", {"bytes": bytes([i]), "path": None}, [[i, i]])
+    results.groups["skin tone"] = ["1 light", "1 light", "5 dark", "5 dark"]
+    results.add("a", "nme68", [1.0, 2.0, 3.0, float("nan")])
+    results.add("a", "photometric", torch.tensor([10.0, 20.0, 30.0, 50.0]))
+    results.add("b", "nme68", np.array([4.0, 4.0, 4.0, 4.0]))
+    return results
+
+
+def report(results: Measurements) -> Report:
+    dataset = {"name": "made up", "sha256": results.sha256, "frames": 4}
+    return Report(results, {"name": "clips", "choice": "this"}, dataset, {"a": {"width": 1}})
+
+
+def test_measurements_by_hand():
+    results = measured()
+    summary = results.summary()["a"]
+    assert summary["nme68"] == {
+        "mean": 2.0, "median": 2.0, "percentile_90": pytest.approx(2.8), "count": 3,
+    }  # fmt: skip
+    groups = results.by_group("skin tone", "photometric")
+    assert set(groups) == {"a"}
+    assert {g: v["mean"] for g, v in groups["a"].items()} == {"1 light": 15, "5 dark": 40}
+    assert np.isnan(results.mean("b", "photometric"))
+
+
+def test_the_hash_is_of_everything_that_was_read():
+    base = measured().sha256
+    assert measured().sha256 == base
+    for name, content, landmarks in (
+        ("clip/x", b"\x09", [[9, 9]]),
+        ("clip/0", b"\x09", [[9, 9]]),
+        ("clip/0", b"\x00", [[9, 9]]),
+    ):
+        other = Measurements()
+        other.read(name, {"bytes": content, "path": None}, landmarks)
+        first = Measurements()
+        first.read("clip/0", {"bytes": b"\x00", "path": None}, [[0, 0]])
+        assert other.sha256 != first.sha256
+
+
+def test_a_report_says_it_all(tmp_path):
+    pytest.importorskip("matplotlib")
+    written = report(measured()).write(tmp_path / "out")
+    names = {path.name for path in written}
+    assert names == {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.json", "report.md", "ced-nme68.csv", "ced-photometric.csv",
+        "ced-nme68.png", "ced-photometric.png", "tone-photometric.png",
+    }  # fmt: skip
+    values = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert values["protocol"]["choice"] == "this"
+    assert values["dataset"]["sha256"] == measured().sha256
+    assert values["figures"]["a"]["nme68"]["mean"] == 2
+    assert values["methods"]["a"] == {"width": 1}
+    assert values["code"]["version"] and values["date"].endswith("Z")
+    assert values["paper"]["dense NME, MICC, %"] == {"CEST": 3.14}
+    # 1 - e / 10 over four images, one of which failed.
+    assert values["area_under_ced"]["nme68"]["a"] == pytest.approx(100 * (0.9 + 0.8 + 0.7) / 4)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| a | 2.00 | 27.50 |" in text and "| b | 4.00 | – |" in text
+    assert "| a | 15.00 | 40.00 |" in text and "light (2)" in text
+    assert "- choice: this" in text
+
+
+def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="cest\\[eval\\]"):
+        report(measured()).write(tmp_path)
+    assert {"report.json", "report.md", "ced-nme68.csv"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_the_commit_is_the_checkouts():
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("no checkout")
+    head = subprocess.run(
+        ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    assert commit()["commit"] == head
+
+
+def test_figures_go_on_the_card_and_into_eval_results(checkpoint):
+    values = report(measured()).to_dict()
+    before = ModelCard.load(checkpoint / "README.md").text
+    files_written = attach(checkpoint, values, "a", "owner/faces")
+    assert [path.name for path in files_written] == ["cest.yaml", "README.md"]
+    entries = parse_eval_result_entries(yaml.safe_load(files_written[0].read_text()))
+    assert {entry.task_id: entry.value for entry in entries} == {"nme68": 2.0, "photometric": 27.5}
+    assert all(entry.dataset_id == "owner/faces" for entry in entries)
+    assert values["dataset"]["sha256"] in entries[0].notes
+    card = ModelCard.load(checkpoint / "README.md")
+    assert card.text == before
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {
+        "nme68": 2.0, "photometric": 27.5,
+    }  # fmt: skip
+    attach(checkpoint, values, "a", "owner/faces")  # again: no double
+    assert len(ModelCard.load(checkpoint / "README.md").data.eval_results) == 2
+    FaceEstimator.from_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="no method 'c'"):
+        attach(checkpoint, values, "c", "owner/faces")
+
+
+def test_a_run_over_clips(clips, model):
+    results = evaluate_clips({"m": Estimate(model)}, load_clips(str(clips)), batch_size=4)
+    assert len(results.frames) == 6
+    assert len(results.values["m"]["nme68"]) == 6
+    assert len(results.values["m"]["albedo_deviation"]) == 2
+    # Neither the batches' size nor what stands beside a method changes its figures.
+    beside = {"x": Estimate(model), "m": Estimate(model)}
+    again = evaluate_clips(beside, load_clips(str(clips)), batch_size=2)
+    assert again.sha256 == results.sha256
+    for figure in ("nme68", "photometric", "relit_reflectance"):
+        np.testing.assert_allclose(
+            again.values["m"][figure], results.values["m"][figure], rtol=1e-3, atol=1e-3
+        )
+    short = evaluate_clips({"m": Estimate(model)}, load_clips(str(clips)), max_frames=2)
+    assert [name.split("/")[0] for name in short.frames] == ["clip0", "clip1"]
+
+
+def test_evaluate_writes_reports_and_cards(clips, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(methods_module, "MEAN_ALBEDO_PEOPLE", 2)
+    methods_module.mean_albedo.cache_clear()
+    arguments = ["--model", str(checkpoint), "--device", "cpu", "-o", str(tmp_path / "out")]
+    status = main(
+        ["evaluate", str(clips), *arguments, "--baselines", "--refine", "2", "--attach", "me/faces"]
+    )
+    assert status == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown) == {str(checkpoint), "CEST + 2 steps", "mean face", "landmark fit"}
+    text = (tmp_path / "out" / "report.json").read_text()
+    values = json.loads(text)
+    assert values["figures"]["CEST"]["nme68"]["mean"] == shown[str(checkpoint)]["nme68"]
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    assert values["methods"]["CEST"]["sha256_of_weights"] == hashlib.sha256(weights).hexdigest()
+    assert str(tmp_path) not in text  # nothing about the machine
+    assert (checkpoint / ".eval_results" / "cest.yaml").is_file()
+    methods_module.mean_albedo.cache_clear()
+
+
+def test_evaluate_synthetic_clips_from_a_folder(checkpoint, tmp_path, capsys):
+    write_shards(SyntheticClips(2, 3, 2, 64), tmp_path / "made", progress=False)
+    common = ["--model", str(checkpoint), "--device", "cpu", "--protocol", "synthetic"]
+    assert main(["evaluate", str(tmp_path / "made"), *common]) == 0
+    shown = json.loads(capsys.readouterr().out)[str(checkpoint)]
+    assert shown["frames"] == 4 and shown["vertex"] > 0 and shown["dense"] > 0
+    for source, says in ((tmp_path, "has no Parquet files"), (tmp_path / "x.parquet", "has no")):
+        assert main(["evaluate", str(source), *common]) == 1
+        assert says in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_evaluate_now_wants_a_folder(checkpoint, tmp_path, capsys):
+    common = ["--model", str(checkpoint), "--protocol", "now", "--detector", "embedded"]
+    assert main(["evaluate", str(tmp_path), *common]) == 1
+    assert "with -o DIR" in capsys.readouterr().err
+
+
+def test_labels_are_short_and_unique(model):
+    named = labels([("a/first", model), ("b/second", model), ("c/second", model)])
+    assert list(named) == ["CEST", "CEST second", "CEST second 2"]
+
+
+def test_pictures_of_the_paper(model, checkpoint, tmp_path, capsys):
+    detector = FaceDetector(EMBEDDED)
+    models = {name: Reconstructor(model, detector, "cpu", name) for name in ("one", "two")}
+    with_errors = comparison([PHOTO], models)
+    without = comparison([PHOTO], models, errors=False)
+    assert with_errors.width - without.width == CELL + 4 and with_errors.height == without.height
+    # The same model twice: the same row twice.
+    pixels = np.asarray(with_errors)[:, 110:]
+    np.testing.assert_array_equal(pixels[24 : 24 + CELL], pixels[28 + CELL : 28 + 2 * CELL])
+    shutil.copy(PHOTO, tmp_path / "a.jpg")
+    dark = np.asarray(Image.open(PHOTO)) // 3
+    Image.fromarray(dark).save(tmp_path / "b.png")
+    sheet = lighting_transfer([tmp_path / "a.jpg", tmp_path / "b.png"], models["one"])
+    assert sheet.size == (110 + 3 * (CELL + 4) - 4, 24 + 3 * (CELL + 4) - 4)
+    common = ["--model", str(checkpoint), "--device", "cpu", "--detector", "embedded"]
+    for kind in ("ablation", "comparison", "lighting"):
+        path = tmp_path / f"{kind}.png"
+        assert main(["figure", kind, str(PHOTO), "-o", str(path), *common]) == 0
+        assert path.is_file()
+    assert main(["figure", "comparison", "none.jpg", "-o", str(path), *common]) == 1
+    assert "none.jpg does not exist." in capsys.readouterr().err
+
+
+def test_curves_of_several_runs(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for name in ("first", "second"):
+        report(measured()).write(tmp_path / name)
+    csvs = [str(tmp_path / name / "ced-nme68.csv") for name in ("first", "second")]
+    assert main(["figure", "curves", *csvs, "-o", str(tmp_path / "c.svg")]) == 0
+    assert (tmp_path / "c.svg").read_text().count("legend") >= 1
+    (tmp_path / "no.csv").write_text("a,b\n1,2\n")
+    assert main(["figure", "curves", str(tmp_path / "no.csv"), "-o", str(tmp_path / "d.png")]) == 1
+    assert "is no curve" in capsys.readouterr().err

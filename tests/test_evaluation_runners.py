@@ -1,0 +1,291 @@
+"""Runners of other data sets, on files made here in their layouts."""
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from scipy.io import savemat
+
+from cest.configuration import FaceEstimatorConfig
+from cest.detection import EMBEDDED, FaceDetector
+from cest.evaluation.aflw2000 import (
+    REANNOTATED,
+    basel_vertices,
+    by_yaw,
+    evaluate_aflw2000,
+    read_samples,
+)
+from cest.evaluation.measurements import Measurements
+from cest.evaluation.mediapipe_mesh import MediaPipeMesh, Shape
+from cest.evaluation.micc import Scan, View, evaluate_micc, read_scans
+from cest.evaluation.now import SEVEN_LANDMARKS, read_image_list, submit
+from cest.evaluation.photos import PhotoMethod, evaluate_photos, photos_in
+from cest.export import METRES_PER_UNIT
+from cest.landmarks import (
+    CLOSE_UP,
+    CLOSE_UP_SCALE,
+    MESH_TO_IBUG,
+    MediaPipeLandmarks,
+    square_around,
+)
+from cest.modeling import FaceEstimator
+from cest.reconstruction import Reconstructor
+
+PHOTO = Path(str(files("cest") / "assets" / "astronaut.jpg"))
+TRIANGLE = np.array([[0, 8, 16]])
+
+
+@pytest.fixture(scope="module")
+def method(face_model) -> PhotoMethod:
+    torch.manual_seed(0)
+    config = FaceEstimatorConfig(image_size=64, width=0.125)
+    model = FaceEstimator(config, face_model=face_model).eval()
+    return PhotoMethod(Reconstructor(model, FaceDetector(EMBEDDED), "cpu", name="untrained"))
+
+
+# -- any folder of photos ------------------------------------------------------------------------
+
+
+def test_photos_and_those_without_a_face(method, tmp_path):
+    folder = tmp_path / "img_celeba"
+    folder.mkdir()
+    shutil.copy(PHOTO, folder / "000001.jpg")
+    Image.new("RGB", (200, 200), "grey").save(folder / "000002.jpg")
+    (folder / "000003.jpg").write_bytes(b"no picture")
+    results, failures = evaluate_photos({"untrained": method}, photos_in(folder))
+    assert results.frames == ["000001.jpg"]
+    (expected,) = method.reconstructor.reconstruct(PHOTO)
+    assert results.values["untrained"]["photometric"] == [expected.photometric_error]
+    assert len(failures) == 2 and "no face was found" in failures[0]
+    refined = PhotoMethod(method.reconstructor, refine=10)
+    better, _ = evaluate_photos({"refined": refined}, photos_in(folder), max_photos=1)
+    assert better.mean("refined", "photometric") < expected.photometric_error
+    with pytest.raises(ValueError, match="None of 1 photos"):
+        evaluate_photos({"untrained": method}, [folder / "000002.jpg"])
+    with pytest.raises(ValueError, match="no pictures"):
+        photos_in(tmp_path / "nowhere")
+
+
+# -- AFLW2000-3D ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def aflw2000(method, tmp_path_factory) -> Path:
+    """Three copies of a photo with the method's own landmarks, turned this way and that on paper.
+
+    Re-annotated, they are off by three pixels in x.
+    """
+    folder = tmp_path_factory.mktemp("aflw2000")
+    (result,) = method.reconstructor.reconstruct(PHOTO)
+    again = []
+    for number, yaw in enumerate((-10.0, 45.0, 80.0)):
+        shutil.copy(PHOTO, folder / f"image0000{number}.jpg")
+        points = result.landmarks_photo.T + 0.5  # MATLAB counts pixels' centres from 1
+        savemat(
+            folder / f"image0000{number}.mat",
+            {
+                "pt3d_68": np.vstack((points, np.zeros(68))),
+                "Pose_Para": np.radians([[5.0, yaw, -3.0, 0, 0, 0, 0]]),
+                "Shape_Para": np.ones((199, 1)),
+                "Exp_Para": np.ones((29, 1)),
+            },
+        )
+        again.append(points + np.array([[3.0], [0.0]]))
+    np.save(folder / REANNOTATED, np.stack(again))
+    return folder
+
+
+def test_aflw2000_by_set_and_yaw(method, aflw2000):
+    samples = read_samples(aflw2000)
+    np.testing.assert_allclose([sample.yaw for sample in samples], [-10, 45, 80])
+    truth = samples[0].landmarks["original"]
+    exact = Shape(np.column_stack((truth * (1, -1), np.zeros(68))), TRIANGLE, np.arange(68))
+    known = {"exact": lambda image, box: exact, "blind": lambda image, box: None}
+    results, bins = evaluate_aflw2000({"untrained": method}, samples, known)
+    assert set(results) == {"original", "re-annotated"}
+    assert results["original"].mean("exact", "nme68") < 1e-5
+    expected = 100 * 3 / np.sqrt(np.ptp(truth, axis=0).prod())
+    assert results["re-annotated"].mean("exact", "nme68") == pytest.approx(expected, rel=1e-5)
+    assert np.isnan(results["original"].values["blind"]["nme68"]).all()
+    assert set(bins["original"]["exact"]) == {"[0, 30)", "[30, 60)", "[60, 90)", "mean"}
+    # The crop is the annotation's own, not the one that the landmarks were made from.
+    assert 0 < results["original"].mean("untrained", "nme68") < 20
+
+
+def test_yaw_bins_count_alike_whatever_their_sizes():
+    measured = Measurements()
+    measured.add("m", "nme68", [1.0, 1.0, 1.0, 4.0, 7.0, 9.0])
+    table = by_yaw(measured, np.array([0, -29.9, 10, 30, -60, 120]))["m"]
+    assert table == {"[0, 30)": 1, "[30, 60)": 4, "[60, 90)": 8, "mean": pytest.approx(13 / 3)}
+
+
+def test_aflw2000_dense_truth(method, aflw2000, face_model):
+    """The face model stands in for the Basel one: coefficients over their deviations."""
+    sample = read_samples(aflw2000)[0]
+    sigma = (np.full(199, 2.0), np.full(29, 4.0))
+    alpha = torch.cat((torch.full((1, 199), 0.5), torch.full((1, 29), 0.25)), 1)
+    true = face_model.vertices(alpha)[0].double().numpy()
+    np.testing.assert_allclose(basel_vertices(face_model, sigma, sample), true, atol=1e-5)
+    pixels = 90 * true * (1, -1, 1)
+    own = Shape(pixels * (1, -1, 1), face_model.triangles.numpy(), face_model.landmarks.numpy())
+    shapes = {"truth": lambda image, box: own, "blind": lambda image, box: None}
+    results, _ = evaluate_aflw2000({"untrained": method}, [sample], shapes, face_model, sigma)
+    assert 0 < results["original"].mean("untrained", "dense_scaled") < 20
+    assert results["original"].mean("truth", "dense_scaled") < 1e-3
+    assert "dense" not in results["original"].values["truth"]  # pixels are no decimetres
+    assert np.isnan(results["original"].mean("blind", "dense_scaled"))
+
+
+def test_mediapipe_mesh_in_our_axes():
+    """A stand-in that says where in the close-up the points of a known mesh are."""
+    rng = np.random.default_rng(0)
+    box = (100.0, 50.0, 180.0, 150.0)
+    close_up = square_around(box, CLOSE_UP_SCALE)
+    photo_points = rng.uniform((100, 50, -20), (180, 150, 20), size=(478, 3))
+    corner = np.array([close_up.center_x, close_up.center_y, 0]) - close_up.size / 2
+    corner[2] = 0
+    said = (photo_points - corner) / close_up.size
+    asked = []
+
+    class Landmarker:
+        def detect(self, image):
+            asked.append(image.shape)
+            return SimpleNamespace(
+                face_landmarks=[[SimpleNamespace(x=x, y=y, z=z) for x, y, z in said]]
+            )
+
+    edges = [(0, 1), (1, 2), (2, 0), (5, 3), (3, 4), (4, 5)]
+    mesh = MediaPipeMesh(MediaPipeLandmarks(Landmarker(), lambda pixels: pixels), edges)
+    shape = mesh(np.zeros((200, 300, 3), np.uint8), box)
+    assert asked == [(CLOSE_UP, CLOSE_UP, 3)]
+    assert shape.triangles.tolist() == [[0, 1, 2], [5, 3, 4]]
+    np.testing.assert_allclose(shape.vertices, photo_points * (1, -1, -1), atol=1e-9)
+    expected = photo_points[list(MESH_TO_IBUG), :2]
+    np.testing.assert_allclose(shape.landmarks_photo, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("damage", ["no mat", "not a mat", "count"])
+def test_damaged_annotations_are_one_sentence(aflw2000, tmp_path, damage):
+    shutil.copytree(aflw2000, tmp_path / "copy")
+    if damage == "no mat":
+        for path in (tmp_path / "copy").glob("*.mat"):
+            path.unlink()
+    elif damage == "not a mat":
+        (tmp_path / "copy" / "image00001.mat").write_bytes(b"text")
+    else:
+        np.save(tmp_path / "copy" / REANNOTATED, np.zeros((2, 2, 68)))
+    with pytest.raises(ValueError) as caught:
+        read_samples(tmp_path / "copy")
+    assert "\n" not in str(caught.value)
+
+
+# -- NoW -----------------------------------------------------------------------------------------
+
+
+def test_now_submission(method, tmp_path):
+    dataset, output = tmp_path / "dataset", tmp_path / "submission"
+    names = ["FaMoS_1/multiview_neutral/IMG_1.jpg", "FaMoS_1/selfie/IMG_2.jpg"]
+    for name in names:
+        path = dataset / "NoW_Dataset/final_release_version/iphone_pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PHOTO, path)
+    Image.new("RGB", (120, 160), "grey").save(path)  # a picture without a face
+    with pytest.raises(ValueError, match="imagepathsvalidation"):
+        read_image_list(dataset)
+    (dataset / "imagepathsvalidation.txt").write_text("\n".join(names) + "\n")
+    images = read_image_list(dataset)
+    assert submit(method, dataset, images, output) == [Path(names[1])]
+    for name in names:
+        mesh = trimesh.load(output / name.replace("jpg", "obj"), process=False)
+        landmarks = np.load(output / name.replace("jpg", "npy"), allow_pickle=False)
+        model = method.reconstructor.face_model
+        assert len(mesh.vertices) == model.n_vertices
+        ids = model.landmarks.numpy()[list(SEVEN_LANDMARKS)]
+        np.testing.assert_allclose(landmarks, mesh.vertices[ids], atol=1e-6)
+        assert 0.1 < np.ptp(mesh.vertices, axis=0).max() < 0.3  # metres
+    # Neutral: the mean face of an untrained model that says nothing about expressions.
+    (result,) = method.reconstructor.reconstruct(PHOTO)
+    identity = result.parameters.shape_coefficients.clone()
+    identity[:, model.n_identity :] = 0
+    expected = model.vertices(identity)[0].numpy() * METRES_PER_UNIT
+    mesh = trimesh.load(output / names[0].replace("jpg", "obj"), process=False)
+    np.testing.assert_allclose(mesh.vertices, expected, atol=1e-6)
+    before = (output / names[0].replace("jpg", "obj")).stat().st_mtime_ns
+    submit(method, dataset, images, output)
+    assert (output / names[0].replace("jpg", "obj")).stat().st_mtime_ns == before
+
+
+# -- MICC ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def micc(method, tmp_path_factory) -> Path:
+    """One subject: what the method itself makes of a photo, in millimetres, in its colours."""
+    folder = tmp_path_factory.mktemp("micc")
+    (result,) = method.reconstructor.reconstruct(PHOTO)
+    target = folder / "subject_01" / "Model" / "frontal1" / "obj"
+    target.mkdir(parents=True)
+    model = result.face_model
+    pixels = result.vertices_photo[:, :2].astype(int)
+    colours = result.photo[pixels[:, 1], pixels[:, 0]]
+    mesh = trimesh.Trimesh(
+        result.vertices[0].numpy() * 100,
+        model.triangles.numpy(),
+        vertex_colors=colours,
+        process=False,
+    )
+    (target / "110920150452.obj").write_text(
+        trimesh.exchange.obj.export_obj(mesh, include_normals=False), encoding="utf-8"
+    )
+    return folder
+
+
+def test_a_view_of_a_scan_and_back(micc):
+    (path,) = read_scans(micc).values()
+    scan = Scan.load(path)
+    view = View.of(scan, yaw=30, pitch=-10, size=256)
+    assert (view.picture != 128).any(-1).mean() > 0.1
+    # The nose points to the picture's right and down.
+    tip = scan.vertices[scan.vertices[:, 2].argmax()]
+    placed = view.scale * view.rotation @ (tip - view.centre)
+    straight = view.scale * (tip - view.centre)
+    assert placed[0] > straight[0] and placed[1] < straight[1]
+    np.testing.assert_allclose(view.to_scan(placed[None])[0], tip, atol=1e-9)
+    # Points that are seen are found again: to a pixel's width and the depth across it.
+    pixel = np.array([[(placed[0] + 1) * 128, (1 - placed[1]) * 128]])
+    assert np.linalg.norm(view.lifted(pixel) - tip) < 0.05
+
+
+def test_a_textured_scan_shows_its_texture(method, tmp_path):
+    (result,) = method.reconstructor.reconstruct(PHOTO)
+    result.save(tmp_path)
+    Image.new("RGB", (8, 8), (200, 100, 50)).save(tmp_path / "albedo.png")
+    view = View.of(Scan.load(tmp_path / "face.obj"), 0, 0, size=64)
+    assert (view.picture[np.isfinite(view.depth)] == (200, 100, 50)).all()
+
+
+def test_micc_of_the_scans_own_shape(method, micc):
+    """The scan is the untrained model's face, which is what it answers to any picture."""
+    results, failures = evaluate_micc(
+        {"untrained": method}, read_scans(micc), yaws=(0, 20), pitches=(0,)
+    )
+    assert not failures
+    assert len(results.frames) == 2
+    assert results.mean("untrained", "converged") == 1
+    assert results.mean("untrained", "dense_scaled") < 0.5
+
+
+def test_micc_without_scans_or_colours_is_refused(tmp_path, micc):
+    with pytest.raises(ValueError, match="subject_"):
+        read_scans(tmp_path)
+    mesh = trimesh.load(next(micc.rglob("*.obj")), process=False)
+    plain = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    (tmp_path / "plain.obj").write_text(trimesh.exchange.obj.export_obj(plain))
+    with pytest.raises(ValueError, match="neither a texture nor colours"):
+        Scan.load(tmp_path / "plain.obj")
