@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from cest.face_model import FaceModel
+from cest.geometry import shade
 from cest.modeling import FaceParameters
 from cest.rendering import render, shade_surface
 
@@ -54,6 +55,23 @@ def panels(image: Tensor, estimate: FaceParameters, face_model: FaceModel) -> di
         "illumination": overlay(torch.ones_like(image), 0.6 * sphere.image, sphere.coverage),
         "error": heat(error * 4),
     }
+
+
+def light_sphere(illumination: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """A grey ball under a light: picture (3, size, size) in [0, 1] and coverage (1, size, size).
+
+    illumination: (9,), camera's axes. The ball's albedo is 0.6, so that light brighter than the
+    photo's white still shows its shape.
+    """
+    centres = (torch.arange(size) + 0.5) * (2 / size) - 1
+    y, x = torch.meshgrid(-centres, centres, indexing="ij")
+    radius = (x * x + y * y).sqrt()
+    z = (1 - radius * radius).clamp(min=0).sqrt()
+    normals = torch.stack((x, y, z), dim=-1) / radius.clamp(min=1)[..., None]
+    shading = 0.6 * shade(normals[None], illumination[None])
+    # Half a pixel of slope at the edge: smooth, and exact in the mean.
+    coverage = ((1 - radius) * (size / 2) + 0.5).clamp(0, 1)[None]
+    return shading.clamp(0, 1).expand(3, -1, -1), coverage
 
 
 def heat(values: Tensor) -> Tensor:

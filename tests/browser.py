@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from playwright.sync_api import Browser, Locator, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from cest.configuration import FaceEstimatorConfig
+from cest.modeling import FaceEstimator
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,9 +57,25 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass(frozen=True)
 class RunningApp:
+    """url: of its page; folder: where it was started; temporary: its TMPDIR, in there; log: what it
+    printed."""
+
     url: str
+    folder: Path
     temporary: Path
     log: Path
+
+
+def random_checkpoints(folder: Path) -> dict[str, str]:
+    """CEST and IEST of random weights, as the environment names them: released ones are not
+    needed to see that the app works."""
+    named = {}
+    for name in ("cest", "iest"):
+        torch.manual_seed(0)
+        config = FaceEstimatorConfig(conditioning=name, image_size=64, width=0.125)
+        FaceEstimator(config).save_pretrained(folder / name)
+        named[f"{name.upper()}_MODEL"] = str(folder / name)
+    return named
 
 
 @contextlib.contextmanager
@@ -77,7 +97,7 @@ def running_app(folder: Path, **environment: str) -> Iterator[RunningApp]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    app = RunningApp(f"http://127.0.0.1:{port}", temporary, log)
+    app = RunningApp(f"http://127.0.0.1:{port}", folder, temporary, log)
     try:
         _wait_until_served(app, process)
         yield app
@@ -97,6 +117,13 @@ def _wait_until_served(app: RunningApp, process: subprocess.Popen, seconds: floa
             return
         time.sleep(0.3)
     raise AssertionError(f"app.py did not start:\n{app.log.read_text()}")
+
+
+def without_a_net(page: Page, app: RunningApp) -> None:
+    """Everything must come from the app itself; what is asked of others is refused."""
+    page.route(
+        lambda url: not url.startswith((app.url, "data:", "blob:")), lambda route: route.abort()
+    )
 
 
 def pixels(element: Locator, path: Path) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""The page: a photo or a clip in, CEST and IEST side by side. `app.py` serves it."""

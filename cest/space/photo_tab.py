@@ -1,0 +1,465 @@
+"""The photo tab: what a visitor sees of one photo, and what happens when something is chosen."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop
+from cest.export import write_glb
+from cest.reconstruction import Reconstruction
+from cest.space.answers import RequestError, answered
+from cest.space.chain import draw_chain
+from cest.space.components import own_component, served, status_line
+from cest.space.downloads import write_downloads
+from cest.space.expressions import expression_basis
+from cest.space.sessions import Session, Sessions
+from cest.space.studio import Light, Studio, expression_amounts, square_on
+
+ASSETS = Path(__file__).parent.parent / "assets"
+JPEG = {"format": "JPEG", "quality": 90}
+
+START = "Give a photo, or take the example. Results come in seconds and are removed after an hour."
+WELCOME = """
+### What you will see
+
+- **The face over the photo**, with a slider between the two.
+- **Both faces in 3D**, side by side in one view: turn them, change the light, change the
+  expression. What stays as it was when only one thing is changed has been told apart.
+- **What each estimate was given**: the chain from viewpoint to light.
+- **Where the rendering differs** from the photo, and by how much.
+- **The files**: meshes, textures, parameters.
+"""
+LOOKING = "Looking for faces …"
+NO_FACE = "No face was found in the photo. Draw a square around the face, and it will do."
+
+
+class PhotoTab:
+    """Its components, and the functions behind them, each named for the event that it answers."""
+
+    def __init__(self, studio: Studio, sessions: Sessions) -> None:
+        self.studio, self.sessions = studio, sessions
+        self.names = list(studio.reconstructors)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=1, min_width=260):
+                self.photo = gr.Image(
+                    label="Photo",
+                    type="filepath",
+                    height=260,
+                    sources=["upload", "webcam", "clipboard"],
+                    elem_id="photo",
+                )
+                # As it was uploaded, whatever it is: `cest` knows more pictures than Gradio, and
+                # says better what is wrong with one.
+                self.photo.preprocess = lambda file: file and file.path
+                gr.Examples(
+                    [[str(ASSETS / "astronaut.jpg")]],
+                    self.photo,
+                    label="Example: Eileen Collins (NASA, public domain)",
+                    api_name=None,
+                )
+                self.status = status_line(START, "status")
+                self.cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
+            with gr.Column(scale=3, min_width=300):
+                self.picker = own_component("picker", visible=False)
+                self.welcome = gr.Markdown(WELCOME, elem_id="welcome")
+                with gr.Row(visible=False, elem_id="overlays") as self.overlays_row:
+                    self.figures, self.overlays = {}, {}
+                    for name in self.names:
+                        with gr.Column(min_width=280):
+                            self.figures[name] = gr.Markdown(elem_classes="figures")
+                            self.overlays[name] = gr.ImageSlider(
+                                label=f"{name}: photo | face drawn over it",
+                                max_height=380,
+                                slider_position=50,
+                                interactive=False,
+                                buttons=["fullscreen"],
+                                elem_id=f"{name.lower()}-overlay",
+                            )
+        with gr.Column(visible=False, elem_id="results") as self.results:
+            gr.Markdown("## In three dimensions")
+            self.stage = own_component("stage", server_functions=[self._expressions()])
+            with gr.Accordion("Refine: fit further to this photo", open=False, elem_id="refine"):
+                gr.Markdown(
+                    "Starting from what was estimated, all four factors are fitted to this one "
+                    "photo. The rendering comes closer to it, by either model; but one photo alone "
+                    "does not tell light from skin, so the two may mix again."
+                )
+                self.steps = gr.Slider(20, 300, 100, step=20, label="Steps")
+                with gr.Row():
+                    self.refine = gr.Button("Refine", size="md", min_width=120)
+                    self.stop = gr.Button("Stop", size="md", min_width=120)
+            with gr.Accordion("Borrow the light of a second photo", open=False), gr.Row():
+                self.donor = gr.Image(
+                    label="Second photo",
+                    type="filepath",
+                    height=200,
+                    scale=1,
+                    min_width=220,
+                    sources=["upload", "webcam", "clipboard"],
+                    elem_id="donor",
+                )
+                self.donor.preprocess = lambda file: file and file.path
+                gr.Markdown(
+                    "The light that each model estimates on the second photo's largest face "
+                    "is put on the first: choose *Second photo* under *Light*.",
+                    elem_classes="beside",
+                )
+            gr.Markdown(
+                "## What was estimated, given what\n"
+                "An arrow says: this was given to that. Below each estimate is what its network "
+                "was shown."
+            )
+            self.chains = {}
+            for name in self.names:
+                gr.Markdown(f"**{name}**")
+                self.chains[name] = gr.HTML(elem_classes="chain", elem_id=f"{name.lower()}-chain")
+            gr.Markdown(
+                "## Where the rendering differs from the photo\n"
+                "Black: not at all. Red, yellow, white: by up to 64 of 255 levels, and more."
+            )
+            self.errors = {}
+            with gr.Row():
+                for name in self.names:
+                    self.errors[name] = gr.Image(
+                        label=f"{name}: error",
+                        height=300,
+                        interactive=False,
+                        buttons=["fullscreen"],
+                        elem_id=f"{name.lower()}-error",
+                        alt_text=f"Heat map of the error of {name}",
+                    )
+            gr.Markdown(
+                "## Take it away\n"
+                "Meshes are in metres, +y up, +z to the viewer; textures are albedo, without light."
+            )
+            self.downloads = {}
+            with gr.Row():
+                for name in self.names:
+                    self.downloads[name] = gr.File(
+                        label=f"{name}: files",
+                        file_count="multiple",
+                        interactive=False,
+                        elem_id=f"{name.lower()}-downloads",
+                    )
+        self._connect()
+
+    # -- wiring --------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self.shown = [
+            self.picker,
+            self.welcome,
+            self.status,
+            self.overlays_row,
+            self.results,
+            self.stage,
+            self.donor,
+            *self.figures.values(),
+            *self.overlays.values(),
+            *self.chains.values(),
+            *self.errors.values(),
+            *self.downloads.values(),
+        ]
+        private = {"api_visibility": "private", "show_progress": "hidden"}
+        photo = self.photo.change(
+            answered(self.photo_change),
+            self.photo,
+            self.shown,
+            api_visibility="private",
+            show_progress_on=[self.status],
+            concurrency_id="photos",
+        )
+        choice = self.picker.choose(
+            answered(self.picker_choose),
+            None,
+            self.shown,
+            api_visibility="private",
+            show_progress_on=[self.status],
+            concurrency_id="photos",
+        )
+        for event in (photo, choice):
+            event.success(
+                answered(self.write_files),
+                None,
+                list(self.downloads.values()),
+                **private,
+                concurrency_id="photos",
+            )
+        self.cancel.click(None, cancels=[photo, choice], api_visibility="private")
+        self.stage.settle(
+            answered(self.stage_settle),
+            None,
+            list(self.overlays.values()),
+            **private,
+            trigger_mode="always_last",
+            concurrency_id="photos",
+        )
+        refining = self.refine.click(
+            answered(self.refine_click),
+            self.steps,
+            self.shown,
+            api_visibility="private",
+            show_progress_on=self.steps,
+            concurrency_id="refinements",
+            concurrency_limit=1,
+        )
+        refining.success(
+            answered(self.write_files),
+            None,
+            list(self.downloads.values()),
+            **private,
+            concurrency_id="photos",
+        )
+        self.stop.click(
+            answered(self.stop_click), None, None, cancels=refining, **private, queue=False
+        )
+        self.donor.change(
+            answered(self.donor_change),
+            self.donor,
+            self.stage,
+            api_visibility="private",
+            show_progress_on=self.donor,
+            concurrency_id="photos",
+        )
+
+    # -- events --------------------------------------------------------------------------------
+
+    def photo_change(self, photo: str | None, request: gr.Request) -> Iterator[dict]:
+        """Another photo: the largest face is reconstructed at once, others are offered."""
+        start = time.perf_counter()
+        with self.sessions.visit(request.session_hash) as session:
+            session.start_over()
+            yield self._nothing(LOOKING if photo else START)
+            if photo is None:
+                return
+            session.pixels = self.studio.read(photo)
+            session.faces = self.studio.find(session.pixels)
+            if not session.faces:
+                yield self._nothing(NO_FACE) | {self.picker: self._offer(session, None)}
+                return
+            yield self._reconstructed(session, session.faces[0].crop, 0, start)
+
+    def picker_choose(self, event: gr.EventData, request: gr.Request) -> Iterator[dict]:
+        """A face was clicked, or a square drawn where no face was found."""
+        start = time.perf_counter()
+        with self.sessions.visit(request.session_hash) as session:
+            if session.pixels is None:
+                raise RequestError("The photo is gone from the server; give it again.")
+            choice = event._data or {}
+            if "square" in choice:
+                # Drawn from brow to chin, that is around the landmarks.
+                index, drawn = None, square_on(session.pixels, choice["square"])
+                crop = replace(drawn, size=drawn.size * LANDMARK_BOX_TO_CROP)
+            elif choice.get("face") in range(len(session.faces)):
+                index = choice["face"]
+                crop = session.faces[index].crop
+            else:
+                raise RequestError("That is no face of this photo; choose another.")
+            yield self._reconstructed(session, crop, index, start)
+
+    def stage_settle(self, event: gr.EventData, request: gr.Request) -> list:
+        """Light or expression came to rest: the photo is drawn with them."""
+        with self.sessions.visit(request.session_hash) as session:
+            if session.result is None:
+                return [gr.skip() for _ in self.names]
+            state = event._data or {}
+            actions = expression_amounts(state.get("expression", {}), self.studio.actions)
+            own = Light(*(state.get(name, 0) for name in ("azimuth", "elevation", "strength")))
+            folder = session.new_folder("light", keep=4)
+            pairs = []
+            for name, face in session.result.faces.items():
+                posed = face.posed(actions)
+                light = face.illumination
+                if state.get("light") == "studio":
+                    light = own.on(face)
+                elif state.get("light") == "borrowed" and session.borrowed:
+                    light = session.borrowed.faces[name].illumination
+                with self.studio.turn:
+                    picture = posed.relight(light)
+                pairs.append(self._pair(face, picture, folder / f"{name.lower()}.jpg"))
+            return pairs
+
+    def donor_change(self, donor: str | None, request: gr.Request) -> Mapping | None:
+        """A second photo: its largest face's light, by each model."""
+        with self.sessions.visit(request.session_hash) as session:
+            if session.result is None or (donor is None and session.borrowed is None):
+                return gr.skip()
+            session.borrowed = None
+            if donor is not None:
+                session.borrowed = self.studio.reconstruct_photo(self.studio.read(donor))
+            return self._on_stage(session)
+
+    def refine_click(
+        self,
+        steps: float,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> dict:
+        """The estimates are fitted further to the photo; the view stays as it is."""
+        with self.sessions.visit(request.session_hash) as session:
+            if session.result is None:
+                raise RequestError("Give a photo first.")
+            session.stopped = threading.Event()
+            result, stopped = session.result, session.stopped
+
+            def told(share: float) -> None:
+                if stopped.is_set():
+                    raise RequestError("Stopped; everything is as it was.")
+                progress(share, desc="Refining")
+
+            refined = self.studio.refine(result, min(300, max(1, int(steps))), told)
+            if session.result is not result:
+                raise RequestError("There is another photo now; refine that.")
+            session.result = refined
+            return self._results(session)
+
+    def stop_click(self, request: gr.Request) -> None:
+        """The refinement ends after its step."""
+        with self.sessions.visit(request.session_hash) as session:
+            session.stopped.set()
+
+    def write_files(self, request: gr.Request) -> list:
+        """The files to take away are made once the results are on the screen."""
+        with self.sessions.visit(request.session_hash) as session:
+            if session.result is None:
+                return [None for _ in self.names]
+            lists = []
+            for face in session.result.faces.values():
+                with self.studio.turn:
+                    files = write_downloads(face, session.new_folder("results"))
+                lists.append([str(path) for path in files])
+            return lists
+
+    # -- their parts ---------------------------------------------------------------------------
+
+    def _expressions(self) -> Callable[[str], dict]:
+        """What the stage calls when the first expression slider moves."""
+        known = {
+            name: expression_basis(reconstructor.face_model)
+            for name, reconstructor in self.studio.reconstructors.items()
+        }
+
+        # Gradio marks the function, so a method will not do.
+        def expressions(name: str) -> dict[str, Any]:
+            return known.get(name, {})
+
+        return expressions
+
+    def _nothing(self, status: str) -> dict:
+        """What an empty page shows."""
+        return {
+            self.picker: gr.update(visible=False, value=None),
+            self.welcome: gr.update(visible=status == START),
+            self.status: status,
+            self.overlays_row: gr.update(visible=False),
+            self.results: gr.update(visible=False),
+            self.stage: None,
+            self.donor: None,
+        } | dict.fromkeys(self.downloads.values())
+
+    def _reconstructed(
+        self, session: Session, crop: SquareCrop, index: int | None, start: float
+    ) -> dict:
+        """What the page shows of a face that is reconstructed now."""
+        session.borrowed, session.choice = None, secrets.token_urlsafe(8)
+        session.result = self.studio.reconstruct(session.pixels, crop, index or 0)
+        shown = self._results(session)
+        seconds = time.perf_counter() - start
+        offered = len(session.faces) > 1 or index is None
+        return shown | {
+            self.status: f"Everything on this page took {seconds:.1f} s.",
+            self.picker: self._offer(session, index) if offered else gr.update(visible=False),
+            self.donor: None,
+            self.overlays_row: gr.update(visible=True),
+            self.results: gr.update(visible=True),
+        }
+
+    def _results(self, session: Session) -> dict:
+        """Every model's figures, pictures and 3D face."""
+        session.forget("results", "light")
+        session.meshes = {}
+        folder, shown = session.new_folder("results"), {}
+        for name, face in session.result.faces.items():
+            with self.studio.turn:
+                overlay, chain = face.overlay(), draw_chain(face)
+                error = face.error_map(384, overlay)
+            shown[self.overlays[name]] = self._pair(face, overlay, folder / f"{name}.jpg")
+            shown[self.chains[name]] = chain
+            error.save(folder / f"{name}-error.png")
+            shown[self.errors[name]] = str(folder / f"{name}-error.png")
+            shown[self.figures[name]] = (
+                f"### {name}\nPhotometric error **{face.photometric_error:.1f}** of 255 · "
+                f"estimated in **{session.result.seconds[name]:.2f} s**"
+                + (f", refined by {face.refined} steps" if face.refined else "")
+            )
+        return shown | {self.stage: self._on_stage(session)}
+
+    def _offer(self, session: Session, chosen: int | None) -> dict:
+        """The picker, with the photo's faces, or for a square by hand where there are none."""
+        height, width = session.pixels.shape[:2]
+        faces = []
+        for found in session.faces:
+            left, top, right, bottom = found.box
+            box = {"left": left / width, "top": top / height}
+            box |= {"width": (right - left) / width, "height": (bottom - top) / height}
+            faces.append(box)
+        ask = f"{len(faces)} faces were found; choose one." if faces else NO_FACE
+        value = {
+            "ask": ask,
+            "photo": served(self._photo_file(session)),
+            "width": width,
+            "height": height,
+            "faces": faces,
+            "chosen": chosen,
+            "by_hand": not faces,
+        }
+        return gr.update(visible=True, value=value)
+
+    def _on_stage(self, session: Session) -> dict:
+        """The stage's value: every model's mesh and light, and the light that was borrowed."""
+        if not session.meshes:
+            folder = session.new_folder("results")
+            for name, face in session.result.faces.items():
+                session.meshes[name] = folder / f"{name.lower()}.glb"
+                write_glb(face.mesh(), session.meshes[name])
+        borrowed = session.borrowed.faces if session.borrowed else {}
+        return {
+            "photo": session.choice,
+            "faces": {
+                name: {
+                    "mesh": served(session.meshes[name]),
+                    "light": face.illumination.tolist(),
+                    "exposure": face.exposure,
+                }
+                for name, face in session.result.faces.items()
+            },
+            "borrowed": {name: face.illumination.tolist() for name, face in borrowed.items()},
+            "use_borrowed": bool(borrowed),
+            "actions": self.studio.actions,
+        }
+
+    def _pair(self, face: Reconstruction, drawn: Image.Image, path: Path) -> tuple[str, str]:
+        """The photo and what is drawn over it, for an image slider: both near the face only."""
+        corners = face.crop.corners()
+        box = (*np.floor(corners.min(0)), *np.ceil(corners.max(0)))
+        limits = (0, 0, *drawn.size)
+        box = [int(f(a, b)) for f, a, b in zip((max, max, min, min), box, limits)]
+        before = path.with_name(f"{path.stem}-photo.jpg")
+        Image.fromarray(face.photo).crop(box).save(before, **JPEG)
+        drawn.crop(box).save(path, **JPEG)
+        return str(before), str(path)
+
+    def _photo_file(self, session: Session) -> Path:
+        """The photo as it is worked on, for the browser."""
+        if session.photo is None:
+            session.photo = session.new_folder("photo") / "photo.jpg"
+            Image.fromarray(session.pixels).save(session.photo, **JPEG)
+        return session.photo

@@ -1,0 +1,148 @@
+"""What the server keeps for each visitor, in memory and in files, and for how long."""
+
+import atexit
+import contextlib
+import secrets
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cest.detection import DetectedFace
+from cest.space.studio import Result
+
+SECONDS_KEPT = 3600
+SESSIONS_KEPT = 100
+"""More visitors than this at a time: who was away the longest has to upload the photo again."""
+
+
+@dataclass
+class Session:
+    """One visitor's photo, what was found in it, and a folder for the files made of it.
+
+    photo: the file that shows it, and so a name for it; choice: a name for the choice of a face.
+    stopped: set when the visitor wants no more of a long computation.
+    """
+
+    folder: Path
+    pixels: np.ndarray | None = field(default=None, repr=False)
+    photo: Path | None = None
+    faces: list[DetectedFace] = field(default_factory=list)
+    choice: str = ""
+    result: Result | None = None
+    borrowed: Result | None = None
+    meshes: dict[str, Path] = field(default_factory=dict)
+    stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+    used: float = field(default_factory=time.monotonic)
+    over: bool = False
+
+    def new_folder(self, kind: str, keep: int | None = None) -> Path:
+        """An empty folder for files of a kind; its name cannot be guessed.
+
+        keep: so many of that kind; the oldest go.
+        """
+        folder = self.folder / kind / f"{time.monotonic_ns():020}-{secrets.token_urlsafe(16)}"
+        folder.mkdir(parents=True)
+        if keep is not None:
+            for old in sorted(folder.parent.iterdir())[:-keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def forget(self, *kinds: str) -> None:
+        """Remove all files of these kinds."""
+        for kind in kinds:
+            shutil.rmtree(self.folder / kind, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove all files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_over(self) -> None:
+        """Another photo is to come; what else the visitor does goes on."""
+        self.stopped.set()
+        self.stopped = threading.Event()
+        self.pixels = self.photo = self.result = self.borrowed = None
+        self.faces, self.meshes = [], {}
+        self.forget("photo", "results", "light")
+
+
+class Sessions:
+    """Sessions by the hash that Gradio gives each visitor's page, or each client.
+
+    They end with the visit, after an hour without use, or for want of room, and their files with
+    them.
+
+    root: a folder of this server's; it need not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def visit(self, key: str | None) -> Iterator[Session]:
+        """The visitor's session, which is made if there is none.
+
+        A request without a key has one of its own, whose files are there for an hour.
+        """
+        new = Session(self.root / f"session-{secrets.token_urlsafe(16)}")
+        if key is None:
+            yield new
+            return
+        with self._lock:
+            session = self._sessions.pop(key, new)
+            session.used = time.monotonic()
+            self._sessions[key] = session
+            crowd = list(self._sessions)[:-SESSIONS_KEPT]
+        for name in crowd:
+            self.end(name)
+        try:
+            yield session
+        finally:
+            session.used = time.monotonic()
+            if session.over:  # the visitor left meanwhile
+                session.remove()
+
+    def tidy(self) -> None:
+        """End the sessions that are over, and remove folders that have none."""
+        with self._lock:
+            now = time.monotonic()
+            over = [key for key, one in self._sessions.items() if now - one.used > SECONDS_KEPT]
+        for key in over:
+            self.end(key)
+        kept = {one.folder for one in self._sessions.copy().values()}
+        for folder in self.root.glob("session-*"):
+            # Something that was still running when its visitor left may have written it.
+            with contextlib.suppress(OSError):
+                if folder not in kept and time.time() - folder.stat().st_mtime > SECONDS_KEPT:
+                    shutil.rmtree(folder)
+
+    def keep_tidy(self, seconds: float = 300.0) -> None:
+        """Tidy up from time to time for as long as the process lives; and in the end."""
+
+        def forever() -> None:
+            while True:
+                time.sleep(seconds)
+                self.tidy()
+
+        threading.Thread(target=forever, name="tidy", daemon=True).start()
+        atexit.register(self.end_all)
+
+    def end(self, key: str | None) -> None:
+        """Forget a visitor."""
+        with self._lock:
+            session = self._sessions.pop(key, None)
+        if session is not None:
+            session.over = True
+            session.stopped.set()
+            session.remove()
+
+    def end_all(self) -> None:
+        for key in list(self._sessions):
+            self.end(key)

@@ -1,0 +1,294 @@
+"""The Space's parts without a browser or a server: sessions, requests, the chain, a lent GPU."""
+
+import base64
+import importlib
+import os
+import pickle
+import sys
+import time
+import types
+from pathlib import Path
+from xml.etree import ElementTree
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cest.configuration import FaceEstimatorConfig
+from cest.cropping import SquareCrop
+from cest.detection import DetectedFace
+from cest.face_model import FaceModel
+from cest.geometry import sh_basis
+from cest.lighting import LightError
+from cest.modeling import FaceEstimator
+from cest.photo import PhotoError
+from cest.reconstruction import Reconstructor
+from cest.space import gpu, studio
+from cest.space import sessions as sessions_module
+from cest.space.answers import TROUBLE, RequestError, answered
+from cest.space.chain import draw_chain
+from cest.space.expressions import expression_basis
+from cest.space.sessions import Sessions
+from cest.space.studio import Light, Studio, expression_amounts, square_on
+
+
+class OneFace:
+    """A detector that always finds a face in the middle of the photo."""
+
+    def detect(self, photo: np.ndarray) -> list[DetectedFace]:
+        height, width = photo.shape[:2]
+        box = (width / 4, height / 4, 3 * width / 4, 3 * height / 4)
+        return [DetectedFace(box, 1.0, SquareCrop(width / 2, height / 2, width * 0.8))]
+
+
+def make_studio(face_model: FaceModel) -> Studio:
+    detector, reconstructors = OneFace(), {}
+    for name in ("cest", "iest"):
+        torch.manual_seed(0)
+        config = FaceEstimatorConfig(conditioning=name, image_size=64, width=0.125)
+        model = FaceEstimator(config, face_model=face_model)
+        reconstructors[name.upper()] = Reconstructor(model, detector, "cpu", name=name.upper())
+    return Studio(reconstructors, detector)
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    return np.random.default_rng(0).integers(60, 200, (120, 100, 3), dtype=np.uint8)
+
+
+# -- sessions ------------------------------------------------------------------------------------
+
+
+def test_a_session_ends_with_its_files_and_no_other(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path / "sessions")
+    folders = {}
+    for key in "ab":
+        with sessions.visit(key) as session:
+            folders[key] = session.new_folder("results")
+            (folders[key] / "face.glb").write_bytes(b"x")
+    assert folders["a"].parent != folders["b"].parent
+    sessions.end("a")
+    assert not folders["a"].parent.exists() and folders["b"].exists()
+    with sessions.visit("a") as session:
+        assert session.pixels is None
+    sessions.end_all()
+    assert not list((tmp_path / "sessions").iterdir())
+
+
+def test_who_leaves_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path)
+    with sessions.visit("a") as session:
+        session.new_folder("results")
+        sessions.end("a")
+        assert session.stopped.is_set()
+        session.new_folder("results")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_away_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions_module, "SESSIONS_KEPT", 2)
+    sessions, folders = Sessions(tmp_path), {}
+    for key in "abac":
+        with sessions.visit(key) as session:
+            folders.setdefault(key, session.new_folder("results"))
+    assert folders["a"].exists() and folders["c"].exists() and not folders["b"].exists()
+
+
+def test_tidying_up_ends_old_sessions_and_orphans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = Sessions(tmp_path)
+    with sessions.visit("old") as session:
+        old = session.new_folder("results")
+    with sessions.visit("new") as session:
+        new = session.new_folder("results")
+    sessions._sessions["old"].used -= sessions_module.SECONDS_KEPT + 1
+    orphan, young = tmp_path / "session-orphan", tmp_path / "session-young"
+    orphan.mkdir()
+    young.mkdir()
+    os.utime(orphan, (time.time() - sessions_module.SECONDS_KEPT - 9,) * 2)
+    sessions.tidy()
+    assert new.exists() and young.exists() and not old.parent.exists() and not orphan.exists()
+
+
+def test_a_session_keeps_the_last_of_a_kind(tmp_path: Path) -> None:
+    with Sessions(tmp_path).visit("a") as session:
+        other = session.new_folder("clips")
+        folders = [session.new_folder("light", keep=2) for _ in range(4)]
+        assert [folder.exists() for folder in folders] == [False, False, True, True]
+        session.pixels, stopped = np.zeros((2, 2, 3)), session.stopped
+        session.start_over()
+        assert not folders[-1].exists() and other.exists() and session.pixels is None
+        assert stopped.is_set() and not session.stopped.is_set()
+
+
+def test_requests_without_a_key_share_nothing(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path)
+    with sessions.visit(None) as one, sessions.visit(None) as other:
+        assert one.folder != other.folder
+
+
+# -- requests ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"azimuth": 1e9}, {"elevation": float("nan")}, {"strength": "1"}, {"strength": -1}]
+)
+def test_lights_that_are_none(wrong: dict) -> None:
+    with pytest.raises(LightError, match=next(iter(wrong))):
+        Light(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [[], "jawOpen", {"jawOpen": "1"}, {"jawOpen": 9}, {1: 1}])
+def test_expressions_that_are_none(wrong: object) -> None:
+    with pytest.raises(RequestError, match="An expression is"):
+        expression_amounts(wrong, ["jawOpen"])
+
+
+def test_an_action_that_is_not_known() -> None:
+    assert expression_amounts({"jawOpen": 1}, ["jawOpen"]) == {"jawOpen": 1.0}
+    with pytest.raises(RequestError, match="no action 'wink'; the face model knows jawOpen"):
+        expression_amounts({"wink": 1}, ["jawOpen"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        [1],
+        {"center_x": 1},
+        {"center_x": 0, "center_y": 0, "size": "big"},
+        {"center_x": 50, "center_y": 50, "size": 1e12},
+        {"center_x": 500, "center_y": 50, "size": 50},
+        {"center_x": 50, "center_y": 50, "size": 2},
+        {"center_x": float("inf"), "center_y": 50, "size": 50},
+    ],
+)
+def test_squares_that_are_none(wrong: object, photo: np.ndarray) -> None:
+    with pytest.raises(RequestError, match=r"A crop is|The square must"):
+        square_on(photo, wrong)
+
+
+def test_answers_are_one_sentence_of_text_without_paths(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(path: str) -> None:
+        raise PhotoError(f"{path} is no photo.")
+
+    def yield_and_fail(path: str):
+        yield 1
+        raise ZeroDivisionError(path)
+
+    with pytest.raises(gr.Error) as caught:
+        answered(refuse)("/tmp/secret/<b>me.png")
+    assert caught.value.message == "&lt;b&gt;me.png is no photo."
+    with pytest.raises(gr.Error) as caught:
+        list(answered(yield_and_fail)("/tmp/secret"))
+    assert caught.value.message == TROUBLE
+    assert "ZeroDivisionError" in caplog.text  # for the one who runs the server
+
+
+# -- studio --------------------------------------------------------------------------------------
+
+
+def test_large_photos_are_scaled_down(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "LONG_SIDE", 50)
+    Image.new("RGB", (200, 80), "red").save(tmp_path / "wide.png")
+    pixels = make_studio(face_model).read(tmp_path / "wide.png")
+    assert pixels.shape == (20, 50, 3) and (pixels == (255, 0, 0)).all()
+
+
+def test_both_models_answer_and_refine_gives_way(face_model: FaceModel, photo: np.ndarray) -> None:
+    shared = make_studio(face_model)
+    result = shared.reconstruct_photo(photo)
+    assert set(result.faces) == set(result.seconds) == {"CEST", "IEST"}
+    shares, free = [], []
+
+    def told(share: float) -> None:
+        shares.append(share)
+        free.append(shared.turn.acquire(blocking=False))
+        shared.turn.release()
+
+    refined = shared.refine(result, 3, told)
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert all(free)  # others could have had their turn
+    assert refined.faces["CEST"].refined == 3 and result.faces["CEST"].refined == 0
+
+    def stop(share: float) -> None:
+        raise RequestError("Stopped.")
+
+    with pytest.raises(RequestError, match="Stopped"):
+        shared.refine(result, 3, stop)
+    assert not shared.turn.locked()
+
+
+def test_own_light_is_as_bright_as_the_photos(face_model: FaceModel, photo: np.ndarray) -> None:
+    face = make_studio(face_model).reconstruct_photo(photo).faces["CEST"]
+    front = Light().on(face)
+    facing = sh_basis(torch.tensor([0.0, 0.0, 1.0]))
+    # A clamped cosine in three bands, 1/4 + 1/2 + 5/16 where it faces the light, and 1/4 ambient.
+    assert float(front @ facing) == pytest.approx((17 / 16 + 1 / 4) * face.exposure, rel=1e-4)
+    right = Light(azimuth=90).on(face)
+    assert right[3] > 0.5 * right.abs().max() and abs(float(right[2])) < 1e-6
+
+
+def test_a_lent_gpu_is_asked_with_what_can_be_sent(
+    face_model: FaceModel, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeroGPU runs a function in another process: what goes in and comes out is pickled."""
+    calls = []
+
+    def lent(function):
+        def run(*arguments):
+            calls.append(function.__name__)
+            return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+
+        return run
+
+    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=lent))
+    importlib.reload(gpu)
+    monkeypatch.setattr(studio, "on_gpu", gpu.on_gpu)
+    try:
+        shared = make_studio(face_model)
+        face = shared.reconstruct_photo(photo).faces["IEST"]
+    finally:
+        monkeypatch.delitem(sys.modules, "spaces")
+        importlib.reload(gpu)
+    assert calls == ["estimate"]
+    assert face.overlay().size == (100, 120)
+    assert gpu.on_gpu(len) is len
+
+
+# -- what the page shows -------------------------------------------------------------------------
+
+
+def test_the_chain_shows_the_conditioning(face_model: FaceModel, photo: np.ndarray) -> None:
+    """Arrows end in the nodes v, S, R, ℓ: 1 + 2 + 3 + 4 of them in CEST, one each in IEST."""
+    result = make_studio(face_model).reconstruct_photo(photo)
+    drawings = {
+        name: ElementTree.fromstring(draw_chain(face)) for name, face in result.faces.items()
+    }
+    space = "{http://www.w3.org/2000/svg}"
+    arrows = {name: len(svg.findall(f"{space}path")) for name, svg in drawings.items()}
+    assert arrows == {"CEST": 10, "IEST": 4}
+    pictures = {name: len(svg.findall(f"{space}image")) for name, svg in drawings.items()}
+    assert pictures == {"CEST": 5 + 6, "IEST": 5 + 4}  # estimates, and what networks were shown
+    text = ["".join(node.itertext()) for node in drawings["CEST"].findall(f"{space}text")]
+    estimates = ["v viewpoint", "S shape", "R reflectance", "ℓ light"]
+    assert [name for name in text if name in estimates] == estimates
+
+
+def test_expressions_for_the_script_are_the_face_models(face_model: FaceModel) -> None:
+    basis = expression_basis(face_model)
+    data = np.frombuffer(base64.b64decode(basis["data"]), "<i2").astype(float) * basis["scale"]
+    data = data.reshape(basis["components"], -1, 3)
+    expected = 0.1 * face_model.basis[face_model.n_identity :].numpy()
+    assert np.abs(data - expected).max() <= 0.51 * basis["scale"]
+    assert basis["scale"] < 2e-6  # metres: far below what can be seen
+    smile = np.tensordot(basis["actions"]["mouthSmileLeft"], data, 1)
+    wanted = np.tensordot(face_model.actions["mouthSmileLeft"].numpy(), expected, 1)
+    assert np.abs(smile - wanted).max() < 1e-5

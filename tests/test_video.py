@@ -1,0 +1,191 @@
+"""Clips: what is read and written, what is refused, and that a face is followed without jitter."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cest import video
+from cest.configuration import FaceEstimatorConfig
+from cest.cropping import SquareCrop
+from cest.detection import EMBEDDED, DetectedFace, FaceDetector
+from cest.face_model import FaceModel
+from cest.geometry import ambient_illumination
+from cest.modeling import FaceEstimator
+from cest.reconstruction import Reconstructor
+from cest.released import released_checkpoint
+from cest.video import VideoError, open_clip, reconstruct_clip, track, write_video
+
+pytest.importorskip("av")
+ASTRONAUT = Path(video.__file__).parent / "assets" / "astronaut.jpg"
+
+
+def encode(path: Path, frames: list[np.ndarray], rate: float = 25.0) -> Path:
+    for _ in write_video(path, frames, rate):
+        pass
+    return path
+
+
+def grey(count: int, size: tuple[int, int] = (48, 64)) -> list[np.ndarray]:
+    return [np.full((*size, 3), 20 + 8 * i, np.uint8) for i in range(count)]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    clip = open_clip(encode(tmp_path / "a.mp4", grey(12)))
+    assert (clip.rate, clip.expected, clip.size) == (25.0, 12, (64, 48))
+    for _ in range(2):  # again and again
+        levels = [frame.mean() for frame in clip]
+        assert levels == pytest.approx([20 + 8 * i for i in range(12)], abs=3)
+
+
+def test_colours_are_those_that_were_written(tmp_path: Path) -> None:
+    (frame,) = open_clip(
+        encode(tmp_path / "a.mp4", [np.full((64, 64, 3), (200, 60, 20), np.uint8)])
+    )
+    assert np.abs(frame.reshape(-1, 3).mean(0) - (200, 60, 20)).max() < 8
+
+
+def test_fast_and_large_clips_are_thinned_out(tmp_path: Path) -> None:
+    clip = open_clip(encode(tmp_path / "a.mp4", grey(20, (120, 200)), 60.0), long_side=100)
+    frames = list(clip)
+    assert (clip.rate, len(frames), frames[0].shape) == (30.0, 10, (60, 100, 3))
+
+
+def test_only_so_much_is_read_whatever_the_file_says(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", grey(12))
+    with pytest.raises(VideoError, match=r"a\.mp4 lasts 0 seconds; cut it to at most"):
+        open_clip(path, max_seconds=-0.1)
+    assert len(list(open_clip(path, max_seconds=0.2))) == 5
+
+
+@pytest.mark.parametrize("content", [b"", b"Dear diary", ASTRONAUT.read_bytes()[:100]])
+def test_what_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"clip\.mp4 (is not a video|has no pictures)"):
+        open_clip(path)
+
+
+def test_a_clip_cut_short_gives_what_it_has(tmp_path: Path) -> None:
+    whole = encode(
+        tmp_path / "a.mp4",
+        [
+            np.random.default_rng(i).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+            for i in range(12)
+        ],
+    )
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert 0 < len(list(open_clip(path))) < 12
+
+
+def test_huge_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "a.mp4", grey(2))
+    monkeypatch.setattr(video, "MAX_FRAME_PIXELS", 64 * 48 - 1)
+    with pytest.raises(VideoError, match="frames of 64 x 48 pixels"):
+        open_clip(path)
+
+
+def test_a_video_that_is_not_finished_is_removed(tmp_path: Path) -> None:
+    work = write_video(tmp_path / "a.mp4", grey(5), 25.0)
+    next(work)
+    work.close()
+    assert not list(tmp_path.iterdir())
+
+
+class Sometimes:
+    """Finds a face in the middle, but not in dark frames."""
+
+    def detect(self, photo: np.ndarray) -> list[DetectedFace]:
+        if photo.mean() < 50:
+            return []
+        height, width = photo.shape[:2]
+        crop = SquareCrop(width / 2, height / 2, 0.9 * height)
+        return [DetectedFace((0, 0, width, height), 1.0, crop)]
+
+
+def test_one_reflectance_for_all_and_frames_without_a_face(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    config = FaceEstimatorConfig(image_size=64, width=0.125)
+    reconstructor = Reconstructor(FaceEstimator(config, face_model), Sometimes(), "cpu", "CEST")
+    clip = open_clip(encode(tmp_path / "a.mp4", grey(10, (80, 80))))
+    drawn = []
+
+    def remember(frames, estimates, template, light):
+        drawn.append((list(estimates), template))
+        return draw_frames(frames, estimates, template, light)
+
+    draw_frames = video.draw_frames
+    monkeypatch.setattr(video, "draw_frames", remember)
+    output = tmp_path / "out.mp4"
+    shares = list(reconstruct_clip(clip, reconstructor, output, lambda _: ambient_illumination()))
+    assert shares == sorted(shares) and shares[-1] == 1
+    ((estimates, template),) = drawn
+    assert [estimate is None for estimate in estimates][:4] == [True] * 4
+    assert all(estimates[4:])
+
+    said = [one for one in track(clip, reconstructor) if one is not None]
+    weights = [p.texture_visibility + video.UNSEEN_WEIGHT for _, p in said]
+    mean = sum(w * p.reflectance_map for w, (_, p) in zip(weights, said)) / sum(weights)
+    torch.testing.assert_close(template.parameters.reflectance_map, mean)
+
+    result = open_clip(output, long_side=10_000)
+    assert result.size == (240, 104) and len(list(result)) == 10
+
+
+def test_without_pyav_nothing_is_begun(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FaceEstimatorConfig(image_size=64, width=0.125)
+    reconstructor = Reconstructor(FaceEstimator(config, face_model), Sometimes(), "cpu")
+    clip = open_clip(encode(tmp_path / "a.mp4", grey(3)))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(VideoError, match="pip install av"):
+        next(reconstruct_clip(clip, reconstructor, tmp_path / "o.mp4", lambda _: None))
+
+
+def test_no_face_at_all(face_model: FaceModel, tmp_path: Path) -> None:
+    config = FaceEstimatorConfig(image_size=64, width=0.125)
+    reconstructor = Reconstructor(FaceEstimator(config, face_model), Sometimes(), "cpu")
+    clip = open_clip(encode(tmp_path / "dark.mp4", grey(3)))
+    with pytest.raises(VideoError, match=r"No face was found in .*dark\.mp4"):
+        list(reconstruct_clip(clip, reconstructor, tmp_path / "o.mp4", lambda _: None))
+    assert not (tmp_path / "o.mp4").exists()
+
+
+def moving(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The astronaut before a camera that rolls, shifts and zooms: frames and where it looks."""
+    photo = np.asarray(Image.open(ASTRONAUT))
+    for i in range(count):
+        roll, zoom = 7 * np.sin(i / 4), 1.3 + 0.1 * np.sin(i / 5)
+        matrix = cv2.getRotationMatrix2D((225, 110), roll, zoom)
+        matrix[:, 2] += (30 * np.sin(i / 6) + 20, 90)
+        yield (
+            cv2.warpAffine(photo, matrix, (480, 480), borderMode=cv2.BORDER_REPLICATE),
+            matrix,
+        )
+
+
+def test_a_followed_face_does_not_jitter() -> None:
+    """Landmarks, taken back into the still photo, stay within half a percent of the face."""
+    reconstructor = Reconstructor.from_pretrained(
+        released_checkpoint("cest"), FaceDetector(EMBEDDED), "cpu"
+    )
+    points = []
+    for (frame, matrix), (crop, parameters) in zip(
+        moving(16), track((frame for frame, _ in moving(16)), reconstructor)
+    ):
+        back = cv2.invertAffineTransform(matrix)
+        found = reconstructor.assemble(frame, crop, parameters).landmarks_photo
+        points.append(found @ back[:, :2].T + back[:, 2])
+    points = np.array(points)
+    face = np.ptp(points[0], axis=0).max()
+    assert 80 < face < 110
+    assert points.std(0).mean() < 0.005 * face
