@@ -55,8 +55,9 @@ class VideoTab:
             concurrency_id="clips",
             concurrency_limit=1,
         )
-        self.cancel.click(
-            lambda: "Cancelled.", None, self.status, cancels=running, api_visibility="private"
+        # One after the other: a share that was on its way would be written over "Cancelled."
+        self.cancel.click(None, cancels=running, api_visibility="private").then(
+            lambda: "Cancelled.", None, self.status, api_visibility="private"
         )
 
     def start_click(
