@@ -26,7 +26,7 @@ class Session:
     """One visitor's photo, what was found in it, and a folder for the files made of it.
 
     photo: the file that shows it, and so a name for it; choice: a name for the choice of a face.
-    stopped: set when the visitor wants no more of a long computation.
+    stopped, clip_stopped: set when the visitor wants no more of a refinement, or of a clip.
     """
 
     folder: Path
@@ -38,6 +38,7 @@ class Session:
     borrowed: Result | None = None
     meshes: dict[str, Path] = field(default_factory=dict)
     stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+    clip_stopped: threading.Event = field(default_factory=threading.Event, repr=False)
     used: float = field(default_factory=time.monotonic)
     over: bool = False
 
@@ -141,6 +142,7 @@ class Sessions:
         if session is not None:
             session.over = True
             session.stopped.set()
+            session.clip_stopped.set()
             session.remove()
 
     def end_all(self) -> None:

@@ -1,5 +1,6 @@
 """The video tab: a short clip in, the clip with the face drawn over it and relit out."""
 
+import threading
 from collections.abc import Iterator
 
 import gradio as gr
@@ -46,7 +47,11 @@ class VideoTab:
                     loop=True,
                     elem_id="clip-result",
                 )
-        running = self.start.click(
+        # Not by Gradio's `cancels`, which may reach the server when the visitor has started again,
+        # and then ends that run.
+        self.start.click(
+            self.ready, None, None, queue=False, api_visibility="private", show_progress="hidden"
+        ).then(
             answered(self.start_click),
             [self.clip, self.model, self.azimuth, self.elevation, self.strength],
             [self.status, self.video],
@@ -55,10 +60,21 @@ class VideoTab:
             concurrency_id="clips",
             concurrency_limit=1,
         )
-        # One after the other: a share that was on its way would be written over "Cancelled."
-        self.cancel.click(None, cancels=running, api_visibility="private").then(
-            lambda: "Cancelled.", None, self.status, api_visibility="private"
-        )
+        self.cancel.click(
+            self.cancel_click, None, None, queue=False, api_visibility="private",
+            show_progress="hidden",
+        )  # fmt: skip
+
+    def ready(self, request: gr.Request) -> None:
+        """A new run begins, which may have to wait for its turn."""
+        with self.sessions.visit(request.session_hash) as session:
+            session.clip_stopped.set()
+            session.clip_stopped = threading.Event()
+
+    def cancel_click(self, request: gr.Request) -> None:
+        """The run ends after its frame, or when its turn comes."""
+        with self.sessions.visit(request.session_hash) as session:
+            session.clip_stopped.set()
 
     def start_click(
         self,
@@ -73,12 +89,17 @@ class VideoTab:
         if clip is None:
             raise RequestError("Give a clip first.")
         with self.sessions.visit(request.session_hash) as session:
+            stopped = session.clip_stopped
             output = session.new_folder("clips", keep=2) / "clip.mp4"
             work = self.studio.reconstruct_clip(
                 clip, model, Light(azimuth, elevation, strength), output
             )
             told = -1
             for share in work:
+                if stopped.is_set():
+                    work.close()
+                    yield "Cancelled.", gr.skip()
+                    return
                 if int(100 * share) > told:
                     told = int(100 * share)
                     yield f"{told} % done …", gr.skip()
