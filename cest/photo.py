@@ -20,7 +20,13 @@ does not warn either, and a photo is worked on at its full size."""
 MIN_SIDE = 16
 """Pixels: a smaller picture cannot hold a face that could be reconstructed."""
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-"""What a folder is searched for. A file named outright may be of any format Pillow knows."""
+"""What a folder is searched for. A file named outright may have any name and one of FORMATS."""
+
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "HEIF", "PPM"),
+    *("JPEG2000", "TGA", "ICO"),
+)
+"""Formats that Pillow decodes by itself; for EPS and others it would start a program."""
 
 _DAMAGE = (
     OSError,
@@ -58,7 +64,7 @@ def read_photo(photo: Photo) -> np.ndarray:
             return _decode(photo, "The photo")
     path = Path(photo)
     try:
-        with _damage_told(str(path)), Image.open(path) as image:
+        with _damage_told(str(path)), Image.open(path, formats=_formats()) as image:
             return _decode(image, str(path))
     except FileNotFoundError:
         raise PhotoError(f"{path} does not exist.") from None
@@ -72,6 +78,11 @@ def read_photo(photo: Photo) -> np.ndarray:
         empty = path.stat().st_size == 0
         what = "is an empty file" if empty else "is not a picture in a known format"
         raise PhotoError(f"{path} {what}; give a JPEG, PNG, WebP, BMP or TIFF.") from None
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 @contextmanager

@@ -23,6 +23,12 @@ from cest.cropping import SquareCrop
 from cest.modeling import FaceParameters
 from cest.reconstruction import Reconstruction, Reconstructor
 
+# Only files that hold the pictures themselves: a playlist would have FFmpeg open what it names, and
+# wait for more. OpenCV reads this when it opens a file.
+os.environ.setdefault(
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS", "format_whitelist;mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+)
+
 MAX_FRAME_PIXELS = 4096 * 2304
 MAX_RATE = 30.0
 """Frames a second: of faster clips only every second frame is taken, or every third …"""

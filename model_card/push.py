@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 REPOSITORIES = {"cest": "cest-small", "iest": "iest-small", "segmenter": "face-segmenter"}
 """Folder under model_card/ and its repository's name; one that is not there is left out."""
 CHECKPOINT = (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE, constants.REPOCARD_NAME)
-SPACE = ("README.md", "LICENSE", "NOTICE", "app.py", "requirements.txt", "docs/*.jpg", "cest/**/*")
+SPACE = (
+    *("README.md", "LICENSE", "NOTICE", "app.py", "requirements.txt"),
+    *("docs/**/*.jpg", "docs/*.md", "cest/**/*"),
+)
 
 
 @dataclass(frozen=True)

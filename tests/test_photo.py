@@ -193,7 +193,7 @@ def test_a_file_cut_anywhere_is_refused(kind, picture, tmp_path):
 
 @pytest.mark.parametrize("error", [struct.error("x"), zlib.error("x"), EOFError(), KeyError(1)])
 def test_whatever_the_decoder_raises_is_damage(error, picture, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     Image.fromarray(picture).save(tmp_path / "a.png")
@@ -203,7 +203,7 @@ def test_whatever_the_decoder_raises_is_damage(error, picture, tmp_path, monkeyp
 
 
 def test_a_failing_disk_is_not_a_damaged_photo(picture, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
     Image.fromarray(picture).save(tmp_path / "a.png")
@@ -237,3 +237,16 @@ def test_no_file_and_a_folder(tmp_path):
 def test_arrays_that_are_no_picture(array):
     with pytest.raises(PhotoError):
         read_photo(array)
+
+
+def test_a_postscript_file_is_no_photo(tmp_path, monkeypatch):
+    """Pillow would run Ghostscript, which takes as long as the file tells it to."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was run"))
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n{} loop\n"
+    )
+    with pytest.raises(PhotoError, match="is not a picture"):
+        read_photo(path)

@@ -71,6 +71,19 @@ def test_what_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
         open_clip(path)
 
 
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4"])
+@pytest.mark.parametrize("kind", ["hls", "ffconcat"])
+def test_a_playlist_does_not_open_what_it_names(tmp_path: Path, name: str, kind: str) -> None:
+    clip = encode(tmp_path / "clip.mp4", grey(5))
+    content = {
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n",
+        "ffconcat": "ffconcat version 1.0\nfile clip.mp4\n",
+    }[kind]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(VideoError, match="is not a video"):
+        open_clip(tmp_path / name)
+
+
 def test_a_clip_cut_short_gives_what_it_has(tmp_path: Path) -> None:
     whole = encode(
         tmp_path / "a.mp4",
