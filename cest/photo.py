@@ -158,7 +158,7 @@ def _scale_wide(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind == "u":
         return values.astype(np.uint16)  # native byte order
     white = 1.0 if top <= 1 and values.dtype.kind == "f" else 255.0 if top <= 255 else 65535.0
-    return values.astype(np.float64) / white
+    return values.astype(np.float32) / np.float32(white)
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -172,9 +172,9 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint8 and array.shape[-1] == 3:
         return np.ascontiguousarray(array)
     if array.dtype == np.uint16:
-        array = array / 65535
+        array = array / np.float32(65535)
     elif array.dtype == np.uint8:
-        array = array / 255
+        array = array / np.float32(255)
     elif array.dtype.kind != "f" or not np.isfinite(array).all():
         raise PhotoError(
             f"The photo is an array of {array.dtype} that cannot be read as a picture; give uint8, "
