@@ -1,6 +1,7 @@
 """A release goes to the Hub (its stand-in) and is used from there."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from hub import READ, HubStandIn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "model_card"))
 
-from push import REPOSITORIES, Upload, checkpoints  # noqa: E402
+from push import REPOSITORIES, Upload, checkpoints, space  # noqa: E402
 
 NAMES = [name for name in REPOSITORIES if (ROOT / "model_card" / name).is_dir()]
 
@@ -145,3 +146,16 @@ def test_an_incomplete_checkpoint_is_not_pushed(tmp_path, monkeypatch):
 def test_the_size_counts_files_and_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     assert Upload("a/b", "model", {"x": b"123", "y": tmp_path / "file"}).size == 8
+
+
+def test_what_the_spaces_pages_link_to_is_there():
+    files = space("tester", "faces").files
+    pages = [path for path in files if path == "README.md" or path.startswith("docs/")]
+    links = [
+        (Path(page).parent / link).as_posix()
+        for page in pages
+        if page.endswith(".md")
+        for link in re.findall(r"]\((?!https?:|#)([^)#]+)", files[page].decode())
+    ]
+    assert len(links) > 8
+    assert {os.path.normpath(link) for link in links} <= files.keys()
