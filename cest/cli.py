@@ -323,8 +323,15 @@ def _save_relit(result: Reconstruction, lights: dict[str, torch.Tensor], folder:
 
 def _evaluate(options: argparse.Namespace) -> int:
     # Reading clips takes the data-set library, which photos do without.
-    from cest.evaluation.protocols import PROTOCOLS, Run, labels
+    from cest.evaluation.protocols import APPLIES_TO, PROTOCOLS, Run, labels
+    from cest.evaluation.report import card_of
 
+    for option, protocols in APPLIES_TO.items():
+        if getattr(options, option) and options.protocol not in protocols:
+            raise UsageError(
+                f"--{option} does not apply to the protocol {options.protocol}, only to "
+                f"{', '.join(protocols)}."
+            )
     if options.frames is not None and options.frames < 1:
         raise UsageError(f"--frames {options.frames} leaves nothing to evaluate; give 1 or more.")
     sources, face_model, device = _sources(options), _face_model(options), _device(options)
@@ -332,6 +339,15 @@ def _evaluate(options: argparse.Namespace) -> int:
         (s, FaceEstimator.from_pretrained(s, face_model=face_model).to(device)) for s in sources
     ]
     named = labels(models)
+    # What would fail after hours of measuring fails now.
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+    if options.attach is not None:
+        try:
+            for source in sources:
+                card_of(Path(source))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     run = Run(
         source=options.source,
         models=named,

@@ -13,7 +13,14 @@ from cest.evaluation.curves import (
     plot_curves,
     write_curves,
 )
+from cest.evaluation.disentanglement import (
+    albedo_deviation,
+    albedo_error,
+    albedo_level,
+    albedo_similarity,
+)
 from cest.evaluation.metrics import (
+    asymmetry,
     directional_share,
     normalised_mean_error,
     photometric_error_255,
@@ -97,6 +104,32 @@ def test_directional_share_of_flat_light_is_zero():
     half[..., :4] = 3.0
     # Mean 2, deviation 1.
     torch.testing.assert_close(directional_share(half, coverage), torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        photometric_error_255,
+        scale_invariant_difference,
+        albedo_error,
+        albedo_similarity,
+        lambda a, b, region: asymmetry(a, region),
+        lambda a, b, region: albedo_level(a, region),
+        lambda a, b, region: directional_share(a[:, :1], region),
+        lambda a, b, region: torch.stack(
+            [
+                albedo_deviation(torch.stack((a[i], b[i])), region[i].expand(2, -1, -1, -1))
+                for i in range(2)
+            ]
+        ),
+    ],
+)
+def test_an_empty_region_is_no_answer_and_not_a_perfect_one(figure):
+    a, b = torch.rand(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    region = torch.ones(2, 1, 8, 8)
+    region[1] = 0
+    seen, outside = figure(a, b, region)
+    assert seen.isfinite() and outside.isnan()
 
 
 def test_curve_by_hand():

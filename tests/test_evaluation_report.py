@@ -21,6 +21,7 @@ from cest.data import load_clips
 from cest.data.synthetic import SyntheticClips, write_shards
 from cest.detection import EMBEDDED, FaceDetector
 from cest.evaluation import methods as methods_module
+from cest.evaluation import protocols as protocols_module
 from cest.evaluation.clip_sets import evaluate_clips
 from cest.evaluation.figures import CELL, comparison, lighting_transfer
 from cest.evaluation.measurements import Measurements
@@ -116,6 +117,17 @@ def test_a_report_says_it_all(tmp_path):
     assert "| a | 2.00 | 27.50 |" in text and "| b | 4.00 | – |" in text
     assert "| a | 15.00 | 40.00 |" in text and "light (2)" in text
     assert "- choice: this" in text
+    assert "Without an answer, and in no mean: a, NME-68, %: 1 of 4." in text
+
+
+def test_a_report_can_be_written_twice(tmp_path):
+    pytest.importorskip("matplotlib")
+    once = report(measured())
+    once.write(tmp_path)
+    first = once.to_dict()
+    once.write(tmp_path)
+    assert json.dumps(first["figures"], allow_nan=False) == json.dumps(once.to_dict()["figures"])
+    assert "photometric" not in once.measurements.values["b"]  # asking adds nothing
 
 
 def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch):
@@ -136,10 +148,10 @@ def test_the_commit_is_the_checkouts():
 
 
 def test_figures_go_on_the_card_and_into_eval_results(checkpoint):
-    values = report(measured()).to_dict()
+    values = report(measured()).to_dict() | {"code": {"version": "1", "commit": "abc"}}
     before = ModelCard.load(checkpoint / "README.md").text
     files_written = attach(checkpoint, values, "a", "owner/faces")
-    assert [path.name for path in files_written] == ["cest.yaml", "README.md"]
+    assert [path.name for path in files_written] == ["clips-made-up.yaml", "README.md"]
     entries = parse_eval_result_entries(yaml.safe_load(files_written[0].read_text()))
     assert {entry.task_id: entry.value for entry in entries} == {"nme68": 2.0, "photometric": 27.5}
     assert all(entry.dataset_id == "owner/faces" for entry in entries)
@@ -152,6 +164,20 @@ def test_figures_go_on_the_card_and_into_eval_results(checkpoint):
     attach(checkpoint, values, "a", "owner/faces")  # again: no double
     assert len(ModelCard.load(checkpoint / "README.md").data.eval_results) == 2
     FaceEstimator.from_pretrained(checkpoint)
+    # Another protocol on the same data set, and another data set: beside the first.
+    changed = {"code": values["code"] | {"modified": True}}
+    other = values | {"protocol": {"name": "photos"}} | changed
+    for dataset in ("owner/faces", "owner/others"):
+        path, _ = attach(checkpoint, other, "a", dataset)
+    notes = parse_eval_result_entries(yaml.safe_load(path.read_text()))[0].notes
+    assert entries[0].notes.endswith("commit abc") and notes.endswith("commit abc, modified")
+    found = ModelCard.load(checkpoint / "README.md").data.eval_results
+    assert {(r.dataset_type, r.dataset_config) for r in found} == {
+        ("owner/faces", "clips-made-up"),
+        ("owner/faces", "photos-made-up"),
+        ("owner/others", "photos-made-up"),
+    }
+    assert len(found) == 6 and files_written[0].is_file()
     with pytest.raises(ValueError, match="no method 'c'"):
         attach(checkpoint, values, "c", "owner/faces")
 
@@ -189,7 +215,7 @@ def test_evaluate_writes_reports_and_cards(clips, checkpoint, tmp_path, monkeypa
     weights = (checkpoint / "model.safetensors").read_bytes()
     assert values["methods"]["CEST"]["sha256_of_weights"] == hashlib.sha256(weights).hexdigest()
     assert str(tmp_path) not in text  # nothing about the machine
-    assert (checkpoint / ".eval_results" / "cest.yaml").is_file()
+    assert (checkpoint / ".eval_results" / "clips-clips-parquet.yaml").is_file()
     methods_module.mean_albedo.cache_clear()
 
 
@@ -202,6 +228,34 @@ def test_evaluate_synthetic_clips_from_a_folder(checkpoint, tmp_path, capsys):
     for source, says in ((tmp_path, "has no Parquet files"), (tmp_path / "x.parquet", "has no")):
         assert main(["evaluate", str(source), *common]) == 1
         assert says in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_cannot_be_written_is_said_before_measuring(
+    clips, checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(protocols_module.PROTOCOLS, "clips", None)  # not to be called
+    (tmp_path / "file").write_text("")
+    common = ["evaluate", str(clips), "--model", str(checkpoint), "--device", "cpu"]
+    assert main([*common, "-o", str(tmp_path / "file")]) == 1
+    (checkpoint / "README.md").unlink()
+    assert main([*common, "--attach", "me/faces"]) == 1
+    assert "has no README.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("protocol", "option"),
+    [
+        ("photos", ["--baselines"]),
+        ("clips", ["--mediapipe", "x.task"]),
+        ("synthetic", ["--basel", "x.mat"]),
+        ("clips", ["--detector", "embedded"]),
+        ("now", ["--attach", "me/faces"]),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(protocol, option, capsys):
+    assert main(["evaluate", "data", "--protocol", protocol, *option]) == 1
+    expected = f"{option[0]} does not apply to the protocol {protocol}, only to "
+    assert capsys.readouterr().err.startswith(expected)
 
 
 def test_evaluate_now_wants_a_folder(checkpoint, tmp_path, capsys):

@@ -20,12 +20,14 @@ from cest.evaluation.aflw2000 import (
     by_yaw,
     evaluate_aflw2000,
     read_samples,
+    yaw_group,
 )
 from cest.evaluation.measurements import Measurements
 from cest.evaluation.mediapipe_mesh import MediaPipeMesh, Shape
 from cest.evaluation.micc import Scan, View, evaluate_micc, read_scans
 from cest.evaluation.now import SEVEN_LANDMARKS, read_image_list, submit
 from cest.evaluation.photos import PhotoMethod, evaluate_photos, photos_in
+from cest.evaluation.protocols import Run, on_aflw2000
 from cest.export import METRES_PER_UNIT
 from cest.landmarks import (
     CLOSE_UP,
@@ -107,22 +109,41 @@ def test_aflw2000_by_set_and_yaw(method, aflw2000):
     truth = samples[0].landmarks["original"]
     exact = Shape(np.column_stack((truth * (1, -1), np.zeros(68))), TRIANGLE, np.arange(68))
     known = {"exact": lambda image, box: exact, "blind": lambda image, box: None}
-    results, bins = evaluate_aflw2000({"untrained": method}, samples, known)
+    results = evaluate_aflw2000({"untrained": method}, samples, known)
     assert set(results) == {"original", "re-annotated"}
     assert results["original"].mean("exact", "nme68") < 1e-5
     expected = 100 * 3 / np.sqrt(np.ptp(truth, axis=0).prod())
     assert results["re-annotated"].mean("exact", "nme68") == pytest.approx(expected, rel=1e-5)
     assert np.isnan(results["original"].values["blind"]["nme68"]).all()
-    assert set(bins["original"]["exact"]) == {"[0, 30)", "[30, 60)", "[60, 90)", "mean"}
+    bins = by_yaw(results["original"])
+    assert set(bins) == {"untrained", "exact"}
+    assert set(bins["exact"]) == {"[0, 30)", "[30, 60)", "[60, 90)", "mean"}
     # The crop is the annotation's own, not the one that the landmarks were made from.
     assert 0 < results["original"].mean("untrained", "nme68") < 20
 
 
 def test_yaw_bins_count_alike_whatever_their_sizes():
     measured = Measurements()
+    measured.groups["yaw"] = [yaw_group(yaw) for yaw in (0, -29.9, 10, 30, -60, 120)]
     measured.add("m", "nme68", [1.0, 1.0, 1.0, 4.0, 7.0, 9.0])
-    table = by_yaw(measured, np.array([0, -29.9, 10, 30, -60, 120]))["m"]
-    assert table == {"[0, 30)": 1, "[30, 60)": 4, "[60, 90)": 8, "mean": pytest.approx(13 / 3)}
+    measured.add("half", "nme68", [1.0, 3.0, 2.0, 4.0, np.nan, np.nan])
+    table = by_yaw(measured)
+    assert table["m"] == {"[0, 30)": 1, "[30, 60)": 4, "[60, 90)": 8, "mean": pytest.approx(13 / 3)}
+    assert table["half"] == {"[0, 30)": 2, "[30, 60)": 4}
+
+
+def test_aflw2000_report(aflw2000, method, tmp_path):
+    model = method.reconstructor.model
+    reports = on_aflw2000(Run(str(aflw2000), {"CEST": model}, detector=EMBEDDED), False)
+    report = reports["original"]
+    values, text = report.to_dict(), report.markdown()
+    mean = values["by_yaw"]["CEST"]["mean"]
+    assert f"mean of the yaw bins |\n| --- | --- |\n| CEST | {mean:.2f} |" in text
+    assert "NME-68, %, by yaw (frames)" in text and "[60, 90) (1)" in text
+    few = Run(str(aflw2000), {"CEST": model}, frames=2, detector=EMBEDDED)
+    assert "mean of the yaw bins |\n| --- | --- |\n| CEST | – |" in (
+        on_aflw2000(few, False)["original"].markdown()
+    )
 
 
 def test_aflw2000_dense_truth(method, aflw2000, face_model):
@@ -135,7 +156,9 @@ def test_aflw2000_dense_truth(method, aflw2000, face_model):
     pixels = 90 * true * (1, -1, 1)
     own = Shape(pixels * (1, -1, 1), face_model.triangles.numpy(), face_model.landmarks.numpy())
     shapes = {"truth": lambda image, box: own, "blind": lambda image, box: None}
-    results, _ = evaluate_aflw2000({"untrained": method}, [sample], shapes, face_model, sigma)
+    results = evaluate_aflw2000({"untrained": method}, [sample], shapes, face_model, sigma)
+    assert results["original"].values["untrained"]["converged"][0] in (0, 0.5, 1)
+    assert results["original"].values["truth"]["converged"] == [1]
     assert 0 < results["original"].mean("untrained", "dense_scaled") < 20
     assert results["original"].mean("truth", "dense_scaled") < 1e-3
     assert "dense" not in results["original"].values["truth"]  # pixels are no decimetres

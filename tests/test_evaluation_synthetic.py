@@ -12,10 +12,18 @@ from cest.data import Frame, FrameBatch, read_frame
 from cest.data.augmentation import Similarity
 from cest.data.synthetic import AppearanceRanges, SyntheticClips
 from cest.evaluation import methods as methods_module
+from cest.evaluation.aflw2000 import yaw_group
 from cest.evaluation.measurements import FIGURES
-from cest.evaluation.methods import Estimate, fit_landmarks, fit_light, landmark_fit, mean_face
+from cest.evaluation.methods import (
+    Estimate,
+    Refined,
+    fit_landmarks,
+    fit_light,
+    landmark_fit,
+    mean_face,
+)
 from cest.evaluation.metrics import photometric_error_255
-from cest.evaluation.synthetic_truth import Truth, compare, evaluate_synthetic, yaw_group
+from cest.evaluation.synthetic_truth import Truth, compare, evaluate_synthetic, yaw_of
 from cest.evaluation.tone import GROUPS
 from cest.geometry import ambient_illumination, project
 from cest.modeling import FaceEstimator, FaceParameters
@@ -138,6 +146,34 @@ def test_clips_without_truth_or_partner_are_refused(model):
         evaluate_synthetic(methods, [])
 
 
+def test_another_face_model_has_no_truth(model, face_model, clips):
+    class Foreign(Estimate):
+        def __init__(self) -> None:
+            super().__init__(model)
+            self.face_model = replace(face_model, name="bfm")
+
+    with pytest.raises(ValueError, match="the face model bfm, but synthetic clips"):
+        evaluate_synthetic({"Foreign": Foreign()}, clips)
+
+
+def test_the_fit_does_not_see_the_datas_mask(case, model):
+    batch, _, _ = case
+    fit = Refined(model, 2)
+    found = [fit(batch.image, batch.landmarks, mask) for mask in (batch.mask, 0 * batch.mask)]
+    torch.testing.assert_close(found[0].reflectance_map, found[1].reflectance_map)
+    torch.testing.assert_close(found[0].illumination, found[1].illumination)
+
+
+def test_a_face_outside_the_picture_is_no_answer(case, model):
+    batch, estimate, truth = case
+    viewpoint = estimate.viewpoint + torch.tensor([0, 0, 0, 0, 9.0, 0, 0])
+    away = substitute(model, batch.image, estimate, viewpoint=viewpoint)
+    figures = compare(model.face_model, batch, away, truth)
+    for figure in ("photometric", "reflectance_asymmetry", "albedo_deviation"):
+        assert figures[figure].isnan().all(), figure
+    assert figures["vertex"].isfinite().all() and figures["nme68"].min() > 100
+
+
 def test_landmark_fit_recovers_pose_and_shape_of_a_known_face(face_model):
     generator = torch.Generator().manual_seed(0)
     coefficients = 0.7 * torch.randn(1, face_model.n_coefficients, generator=generator)
@@ -162,7 +198,9 @@ def test_landmark_fit_recovers_pose_and_shape_of_a_known_face(face_model):
 @pytest.mark.parametrize(("degrees", "group"), [(-10, 0), (29, 0), (-31, 1), (75, 2), (120, 2)])
 def test_yaw_groups(degrees, group):
     bins = ("[0, 30)", "[30, 60)", "[60, 90)")
-    assert yaw_group([0, 0, math.radians(degrees), 0, 0, 0, 0]) == bins[group]
+    viewpoint = [0, 0, math.radians(degrees), 0, 0, 0, 0]
+    assert yaw_of(viewpoint) == pytest.approx(degrees)
+    assert yaw_group(yaw_of(viewpoint)) == bins[group]
 
 
 def test_light_fit_finds_the_light_of_a_rendering(case, model, monkeypatch):

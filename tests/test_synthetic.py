@@ -11,6 +11,7 @@ from PIL import Image
 from cest.cli import main
 from cest.data import load_clips, read_frame
 from cest.data.synthetic import AppearanceRanges, SyntheticClips, write_shards
+from cest.data.synthetic.camera import Camera, motion_kernel
 from cest.data.synthetic.chart import FaceChart
 from cest.data.synthetic.complexion import Complexion, lightness
 from cest.data.synthetic.head import Head
@@ -149,6 +150,25 @@ def test_landmarks_are_projected_vertices(clips):
         points = project(model.vertices(coefficients)[:, model.landmarks], viewpoint)
         expected = to_pixels(points[..., :2], SIZE, SIZE).numpy()
         np.testing.assert_allclose(clips[index]["landmarks"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [0.4, 1.0, 2.0, 3.5, 4.0, 6.9, 14.0])
+def test_motion_blur_moves_nothing(length):
+    for angle in np.linspace(0, np.pi, 13):
+        kernel = motion_kernel(length, angle)
+        side = len(kernel)
+        assert side % 2 == 1 and kernel.sum() == pytest.approx(1, rel=1e-5)
+        offsets = np.arange(side) - side // 2  # from the pixel that cv2 anchors a kernel at
+        assert abs((kernel.sum(0) * offsets).sum()) < 1e-5
+        assert abs((kernel.sum(1) * offsets).sum()) < 1e-5
+        assert (length < 2) or (kernel > 0).sum() > 1
+
+
+def test_pictures_may_be_larger_than_the_grain():
+    camera = Camera.random(np.random.default_rng(0))
+    grey = np.full((800, 800, 3), 0.5, np.float32)
+    encoded = camera.photograph(grey, np.random.default_rng(1))
+    assert np.asarray(Image.open(io.BytesIO(encoded))).shape == (800, 800, 3)
 
 
 def test_crop_is_sized_and_placed_as_training_crops_are(clips):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop
 from cest.detection import DetectedFace
-from cest.evaluation.dense import dense_nme, face_vertices, interocular_distance
+from cest.evaluation.dense import DenseError, dense_nme, face_vertices, interocular_distance
 from cest.evaluation.measurements import Measurements
 from cest.evaluation.mediapipe_mesh import Shape, ShapeMethod
 from cest.evaluation.metrics import normalised_mean_error
@@ -30,6 +30,7 @@ from cest.photo import read_photo
 REANNOTATED = "AFLW2000-3D-Reannotated.pts68.npy"
 YAW_BINS = ((0, 30), (30, 60), (60, 90))
 """Degrees: [0, 30), [30, 60) and from 60 on; the figure is the mean of the three bins' means."""
+YAW_GROUPS = tuple(f"[{low}, {high})" for low, high in YAW_BINS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,11 @@ def _sample(image: Path, again: np.ndarray | None) -> Sample:
     return Sample(image, sets, yaw, *coefficients)
 
 
+def yaw_group(degrees: float) -> str:
+    """One of YAW_GROUPS, of a yaw of either sign; what is beyond 90 counts in the last."""
+    return YAW_GROUPS[int(np.digitize(abs(degrees), [low for low, _ in YAW_BINS[1:]]))]
+
+
 def evaluate_aflw2000(
     methods: Mapping[str, PhotoMethod],
     samples: Sequence[Sample],
@@ -101,7 +107,7 @@ def evaluate_aflw2000(
     truth_model: FaceModel | None = None,
     sigma: tuple[np.ndarray, np.ndarray] | None = None,
     progress: bool = False,
-) -> tuple[dict[str, Measurements], dict[str, dict[str, dict[str, float]]]]:
+) -> dict[str, Measurements]:
     """NME-68 on both annotation sets; dense NME where the Basel Face Model is given.
 
     The crop is the upright square about the original landmarks' box, for everybody.
@@ -116,8 +122,8 @@ def evaluate_aflw2000(
         progress: whether to draw a bar.
 
     Returns:
-        By annotation set: "nme68" (and with a truth model "dense", "dense_scaled") for each image;
-        and by set, method and yaw bin the mean "nme68", with "mean" of the three.
+        By annotation set: "nme68" for each image (and with a truth model "dense", "dense_scaled"
+        and "converged", the share of both alignments that did). Groups: "yaw".
     """
     sets = list(samples[0].landmarks)
     results = {name: Measurements() for name in sets}
@@ -130,6 +136,7 @@ def evaluate_aflw2000(
         content = {"bytes": sample.image.read_bytes(), "path": None}
         for annotation, truth in sample.landmarks.items():
             results[annotation].read(sample.image.stem, content, truth)
+            results[annotation].groups["yaw"].append(yaw_group(sample.yaw))
             for name, estimate in points.items():
                 error = float("nan") if estimate is None else _nme(estimate, truth)
                 results[annotation].add(name, "nme68", [error])
@@ -139,32 +146,32 @@ def evaluate_aflw2000(
             for name, result in found.items():
                 model, vertices = result.face_model, result.vertices[0].double().numpy()
                 shape = Shape(vertices, model.triangles.numpy(), model.landmarks.numpy())
-                dense.add(name, "dense", [_dense(shape, truth_model, true, scale=False)])
-                dense.add(name, "dense_scaled", [_dense(shape, truth_model, true, scale=True)])
+                rigid, scaled = (_dense(shape, truth_model, true, s) for s in (False, True))
+                converged = np.mean([rigid.alignment.converged, scaled.alignment.converged])
+                dense.add(name, "dense", [rigid.nme])
+                dense.add(name, "dense_scaled", [scaled.nme])
+                dense.add(name, "converged", [converged])
             for name, shape in seen.items():
-                dense.add(name, "dense_scaled", [_dense(shape, truth_model, true, scale=True)])
-    yaws = np.array([sample.yaw for sample in samples])
-    return results, {name: by_yaw(measured, yaws) for name, measured in results.items()}
+                error = shape and _dense(shape, truth_model, true, scale=True)
+                values = (error.nme, error.alignment.converged) if error else (np.nan, np.nan)
+                for figure, value in zip(("dense_scaled", "converged"), values):
+                    dense.add(name, figure, [value])
+    return results
 
 
-def by_yaw(measured: Measurements, yaws: np.ndarray) -> dict[str, dict[str, float]]:
-    """method -> "[0, 30)", … -> mean NME-68; "mean" is of the bins, whatever their sizes.
+def by_yaw(measured: Measurements) -> dict[str, dict[str, float]]:
+    """method -> yaw group -> mean NME-68; and "mean" of the three, whatever their sizes.
 
-    Images in which a method found nothing are left out, and so are methods that found nothing.
-
-    yaws: (N,) degrees, either sign; what is beyond 90 counts in the last bin.
+    Images in which a method found nothing are left out. Where that leaves a bin empty there is no
+    "mean", and a method that found nothing is left out.
     """
     table = {}
-    bins = np.digitize(np.abs(yaws), [low for low, _ in YAW_BINS[1:]])
-    for method, figures in measured.values.items():
-        errors = np.asarray(figures["nme68"])
-        means = {
-            f"[{low}, {high})": float(np.nanmean(errors[bins == i]))
-            for i, (low, high) in enumerate(YAW_BINS)
-            if np.isfinite(errors[bins == i]).any()
-        }
+    for method, groups in measured.by_group("yaw", "nme68").items():
+        means = {group: values["mean"] for group, values in groups.items() if values["count"]}
+        if len(means) == len(YAW_GROUPS):
+            means["mean"] = float(np.mean(list(means.values())))
         if means:
-            table[method] = means | {"mean": float(np.mean(list(means.values())))}
+            table[method] = means
     return table
 
 
@@ -193,9 +200,7 @@ def _nme(estimate: np.ndarray, truth: np.ndarray) -> float:
     return float(normalised_mean_error(*(torch.from_numpy(p)[None] for p in (estimate, truth))))
 
 
-def _dense(shape: Shape | None, truth_model: FaceModel, true: np.ndarray, scale: bool) -> float:
-    if shape is None:
-        return float("nan")
+def _dense(shape: Shape, truth_model: FaceModel, true: np.ndarray, scale: bool) -> DenseError:
     landmarks = true[truth_model.landmarks.numpy()]
     return dense_nme(
         shape.vertices,
@@ -204,4 +209,4 @@ def _dense(shape: Shape | None, truth_model: FaceModel, true: np.ndarray, scale:
         true[face_vertices(truth_model)],
         interocular_distance(landmarks),
         scale,
-    ).nme
+    )

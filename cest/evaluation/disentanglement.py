@@ -1,14 +1,15 @@
 """How well reflectance and light are told apart; on synthetic clips, where both are known.
 
 Albedo and light are known up to a common factor only, so each is compared up to scale. Every
-figure follows one factor: it is zero when that factor is the true one, whatever the others are.
+figure follows one factor: it is zero when that factor is the true one, whatever the others are;
+over no texel or pixel it is NaN.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
 
-from cest.evaluation.metrics import photometric_error_255, scale_invariant_difference
+from cest.evaluation.metrics import answered, photometric_error_255, scale_invariant_difference
 from cest.rendering import Surface, shade_surface
 
 
@@ -30,7 +31,8 @@ def albedo_level(texture: Tensor, region: Tensor) -> Tensor:
     """Mean of a map (B, C, s, s) over the region (B, 1, S, S), 0-255: (B,)."""
     texture = resized(texture, region.shape[-1])
     pixels = region.sum((1, 2, 3)).clamp(min=1)
-    return 255 * (texture.mean(1, keepdim=True) * region).sum((1, 2, 3)) / pixels
+    level = 255 * (texture.mean(1, keepdim=True) * region).sum((1, 2, 3)) / pixels
+    return answered(level, region)
 
 
 def light_angle(estimated: Tensor, truth: Tensor) -> Tensor:
@@ -92,11 +94,12 @@ def albedo_deviation(reflectance: Tensor, visible: Tensor) -> Tensor:
         visible: (n, 1, s, s); compared are the texels seen in all of them.
 
     Returns:
-        A scalar; 0 is what the clip's one true albedo has.
+        A scalar; 0 is what the clip's one true albedo has, NaN if no texel is seen in all.
     """
     everywhere = visible.amin(0)
     variance = reflectance.var(0, correction=0).mean(0, keepdim=True)
-    return 255 * ((variance * everywhere).sum() / everywhere.sum().clamp(min=1)).sqrt()
+    deviation = 255 * ((variance * everywhere).sum() / everywhere.sum().clamp(min=1)).sqrt()
+    return answered(deviation[None], everywhere[None])[0]
 
 
 def albedo_similarity(estimated: Tensor, truth: Tensor, region: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ def albedo_similarity(estimated: Tensor, truth: Tensor, region: Tensor) -> Tenso
         ((m - (m * region).sum((2, 3), keepdim=True) / pixels) * region).flatten(1)
         for m in (estimated, truth)
     ]
-    return cosine_similarity(*details, dim=1)
+    return answered(cosine_similarity(*details, dim=1), region)
 
 
 def resized(texture: Tensor, size: int) -> Tensor:

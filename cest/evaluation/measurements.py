@@ -91,7 +91,7 @@ class Measurements:
 
     def mean(self, method: str, figure: str) -> float:
         """Over what was measured; NaN if nothing was."""
-        values = np.asarray(self.values[method][figure], float)
+        values = np.asarray(self.values.get(method, {}).get(figure, ()), float)
         return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:

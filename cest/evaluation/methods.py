@@ -60,7 +60,10 @@ class Estimate:
 
 
 class Refined(Estimate):
-    """A trained estimator and `steps` of a fit from there on (`cest.refinement`), in the mask."""
+    """A trained estimator and `steps` of a fit from there on (`cest.refinement`).
+
+    Without the data's mask, as for users, who have none.
+    """
 
     def __init__(self, model: FaceEstimator, steps: int) -> None:
         super().__init__(model)
@@ -68,7 +71,7 @@ class Refined(Estimate):
 
     def __call__(self, image: Tensor, landmarks: Tensor, mask: Tensor) -> FaceParameters:
         start = super().__call__(image, landmarks, mask)
-        return refine(self.model, image, start, mask, self.steps)
+        return refine(self.model, image, start, steps=self.steps)
 
 
 class Baseline:

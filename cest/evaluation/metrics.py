@@ -1,9 +1,17 @@
-"""Figures of merit, each defined once."""
+"""Figures of merit, each defined once; NaN over an empty region, which is no answer."""
 
 import torch
 from torch import Tensor
 
 from cest.objective import N_JAW, photometric_error
+
+
+def answered(values: Tensor, region: Tensor) -> Tensor:
+    """Values (B,) over regions (B, ...): NaN where the region is empty.
+
+    A face posed outside the picture would have no error otherwise.
+    """
+    return values.masked_fill(region.flatten(1).sum(1) == 0, torch.nan)
 
 
 def normalised_mean_error(predicted: Tensor, truth: Tensor, inner: bool = False) -> Tensor:
@@ -33,7 +41,7 @@ def photometric_error_255(image: Tensor, rendered: Tensor, region: Tensor) -> Te
     Returns:
         (B,).
     """
-    return 255 * photometric_error(image, rendered.clamp(0, 1), region)
+    return answered(255 * photometric_error(image, rendered.clamp(0, 1), region), region)
 
 
 def asymmetry(texture: Tensor, visible: Tensor) -> Tensor:
@@ -47,7 +55,7 @@ def asymmetry(texture: Tensor, visible: Tensor) -> Tensor:
         (B,).
     """
     both = visible * visible.flip(-1)
-    return 255 * photometric_error(texture, texture.flip(-1), both)
+    return answered(255 * photometric_error(texture, texture.flip(-1), both), both)
 
 
 def directional_share(shading: Tensor, coverage: Tensor) -> Tensor:
@@ -62,7 +70,8 @@ def directional_share(shading: Tensor, coverage: Tensor) -> Tensor:
     pixels = coverage.sum((1, 2, 3)).clamp(min=1)
     mean = (shading * coverage).sum((1, 2, 3)) / pixels
     deviation = (shading - mean[:, None, None, None]).square() * coverage
-    return (deviation.sum((1, 2, 3)) / pixels).sqrt() / mean.clamp(min=1e-6)
+    share = (deviation.sum((1, 2, 3)) / pixels).sqrt() / mean.clamp(min=1e-6)
+    return answered(share, coverage)
 
 
 def scale_invariant_difference(a: Tensor, b: Tensor, region: Tensor) -> Tensor:
@@ -76,7 +85,7 @@ def scale_invariant_difference(a: Tensor, b: Tensor, region: Tensor) -> Tensor:
         (B,).
     """
     scale = (a * region).sum((1, 2, 3)) / (b * region).sum((1, 2, 3)).clamp(min=1e-6)
-    return 255 * photometric_error(a, scale[:, None, None, None] * b, region)
+    return answered(255 * photometric_error(a, scale[:, None, None, None] * b, region), region)
 
 
 @torch.no_grad()

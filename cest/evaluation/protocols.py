@@ -11,7 +11,7 @@ from scipy.io import loadmat
 
 from cest.data import load_clips
 from cest.detection import FaceDetector
-from cest.evaluation.aflw2000 import YAW_BINS, evaluate_aflw2000, read_samples
+from cest.evaluation.aflw2000 import YAW_GROUPS, by_yaw, evaluate_aflw2000, read_samples
 from cest.evaluation.clip_sets import RELIGHT_STRENGTH, evaluate_clips
 from cest.evaluation.dense import FACE_RADIUS
 from cest.evaluation.measurements import Measurements
@@ -202,19 +202,17 @@ def on_aflw2000(run: Run, progress: bool) -> dict[str, Report]:
     if run.basel is not None:
         truth, sigma = load_face_model(run.basel), basel_deviations(run.basel)
     samples = read_samples(Path(run.source))[: run.frames]
-    measured, bins = evaluate_aflw2000(
-        run.photo_methods(), samples, run.shapes(), truth, sigma, progress
-    )
-    edges = ", ".join(f"[{low}, {high})" for low, high in YAW_BINS)
+    measured = evaluate_aflw2000(run.photo_methods(), samples, run.shapes(), truth, sigma, progress)
     protocol = {
         "name": "aflw2000",
-        "landmarks": f"{LANDMARKS}; mean of the yaw bins {edges}, beyond 90 in the last",
+        "landmarks": f"{LANDMARKS}; mean of the yaw bins {', '.join(YAW_GROUPS)}, beyond 90 in the "
+        "last, where all three have images",
         "crop": "upright square of 1.65 times the original landmarks' box",
         "dense": DENSE if truth is not None else "not taken: needs the Basel Face Model",
     }
     return {
         name: run.report(
-            found, protocol | {"annotations": name}, f"AFLW2000-3D, {name}", by_yaw=bins[name]
+            found, protocol | {"annotations": name}, f"AFLW2000-3D, {name}", by_yaw=by_yaw(found)
         )
         for name, found in measured.items()
     }
@@ -263,6 +261,16 @@ PROTOCOLS: dict[str, Callable[[Run, bool], dict[str, Report]]] = {
     "micc": on_micc,
     "now": on_now,
 }
+
+
+APPLIES_TO = {
+    "baselines": ("clips", "synthetic"),
+    "mediapipe": ("synthetic", "aflw2000"),
+    "basel": ("aflw2000",),
+    "detector": ("photos", "aflw2000", "micc", "now"),
+    "attach": ("clips", "synthetic", "photos", "aflw2000", "micc"),
+}
+"""Options of `cest evaluate` that not every protocol has a use for."""
 
 
 def labels(models: Sequence[tuple[str, FaceEstimator]]) -> dict[str, FaceEstimator]:

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import math
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,12 @@ class Report:
             f"{str(self.dataset['sha256'])[:12]}…).",
             _table(["", *(FIGURES[name].label for name in names)], rows),
         ]
+        if silent := _without_answer(measured):
+            parts.append(f"Without an answer, and in no mean: {'; '.join(silent)}.")
+        if bins := self.extra.get("by_yaw"):
+            means = [[name, _number(m.get("mean", math.nan), "nme68")] for name, m in bins.items()]
+            heading = ["", f"{FIGURES['nme68'].label}: mean of the yaw bins"]
+            parts.append(_table(heading, means))
         for grouping, figures in GROUPED.items():
             for figure in figures:
                 if found := measured.by_group(grouping, figure):
@@ -176,8 +183,22 @@ def plot_groups(path: Path, groups: Mapping[str, Mapping[str, dict]], label: str
     plt.close(figure)
 
 
+def card_of(folder: Path) -> Path:
+    """A checkpoint's README.md.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no README.md to put results on.")
+    return path
+
+
 def attach(folder: Path, report: Mapping, method: str, dataset_id: str) -> list[Path]:
     """Puts a report's figures on a checkpoint's card and into its `.eval_results`.
+
+    Results of other protocols and data sets stay; earlier ones of the same are replaced.
 
     Args:
         folder: a checkpoint with a README.md.
@@ -186,8 +207,8 @@ def attach(folder: Path, report: Mapping, method: str, dataset_id: str) -> list[
         dataset_id: the data set's on the Hub ("owner/name"), which both forms ask for.
 
     Returns:
-        The files written: `.eval_results/cest.yaml`, the Hub's form, and README.md, whose
-        "model-index" is the older one.
+        The files written: `.eval_results/PROTOCOL-NAME.yaml`, the Hub's form, and README.md, whose
+        "model-index" is the older one; there, PROTOCOL-NAME is the data set's configuration.
 
     Raises:
         ValueError: the report does not have the method, or the folder has no card.
@@ -195,18 +216,17 @@ def attach(folder: Path, report: Mapping, method: str, dataset_id: str) -> list[
     if method not in report["figures"]:
         known = ", ".join(report["figures"])
         raise ValueError(f"The report has no method {method!r}; it has {known}.")
-    card_path = Path(folder) / "README.md"
-    if not card_path.is_file():
-        raise ValueError(f"{folder} has no README.md to put results on.")
+    card_path = card_of(folder)
     figures = {
         name: values["mean"]
         for name, values in report["figures"][method].items()
         if values.get("count") and FIGURES[name].better
     }
+    protocol, code = report["protocol"]["name"], report["code"]
+    modified = ", modified" if code.get("modified") else ""
     notes = (
         f"sha256 {report['dataset']['sha256']}, {report['dataset']['frames']} frames; protocol "
-        f"{report['protocol'].get('name')}; cest {report['code']['version']}, commit "
-        f"{report['code'].get('commit')}"
+        f"{protocol}; cest {code['version']}, commit {code.get('commit')}{modified}"
     )
     entries = [
         EvalResultEntry(
@@ -214,17 +234,24 @@ def attach(folder: Path, report: Mapping, method: str, dataset_id: str) -> list[
         )
         for name, value in figures.items()
     ]
-    results = Path(folder) / ".eval_results" / "cest.yaml"
+    run = re.sub(r"[^a-z0-9]+", "-", f"{protocol}-{report['dataset']['name']}".lower()).strip("-")
+    results = Path(folder) / ".eval_results" / f"{run}.yaml"
     results.parent.mkdir(exist_ok=True)
     dumped = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
     write_text(results, dumped)
     card = ModelCard.load(card_path)
     card.data.model_name = card.data.model_name or Path(folder).name
-    card.data.eval_results = [
+    others = [
+        result
+        for result in card.data.eval_results or ()
+        if (result.dataset_type, result.dataset_config) != (dataset_id, run)
+    ]
+    card.data.eval_results = others + [
         EvalResult(
             task_type="image-to-3d",
             dataset_type=dataset_id,
             dataset_name=str(report["dataset"]["name"]),
+            dataset_config=run,
             metric_type=name,
             metric_name=FIGURES[name].label,
             metric_value=value,
@@ -262,6 +289,15 @@ def file_hash(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """UTF-8, whole or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _without_answer(measured: Measurements) -> list[str]:
+    return [
+        f"{method}, {FIGURES[figure].label}: {missing} of {len(values)}"
+        for method, figures in measured.values.items()
+        for figure, values in figures.items()
+        if (missing := sum(map(math.isnan, values)))
+    ]
 
 
 def _number(value: float, figure: str) -> str:

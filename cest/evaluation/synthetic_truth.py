@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cest.data import Frame, FrameBatch, read_frame
 from cest.data.augmentation import Similarity
-from cest.evaluation.aflw2000 import YAW_BINS
+from cest.evaluation.aflw2000 import yaw_group
 from cest.evaluation.dense import (
     DenseError,
     dense_nme,
@@ -108,12 +108,10 @@ def decoded(encoded: Mapping, mode: str = "RGB") -> np.ndarray:
         return np.asarray(file.convert(mode))
 
 
-def yaw_group(viewpoint: Sequence[float]) -> str:
-    """One of AFLW2000-3D's bins, of a viewpoint (7,)."""
+def yaw_of(viewpoint: Sequence[float]) -> float:
+    """Degrees by which a face (7,) looks to the picture's right."""
     x, _, z = Rotation.from_rotvec(np.asarray(viewpoint[1:4], float)).apply((0.0, 0.0, 1.0))
-    yaw = abs(np.degrees(np.arctan2(x, z)))
-    low, high = next((b for b in YAW_BINS if yaw < b[1]), YAW_BINS[-1])
-    return f"[{low}, {high})"
+    return float(np.degrees(np.arctan2(x, z)))
 
 
 def evaluate_synthetic(
@@ -144,10 +142,17 @@ def evaluate_synthetic(
         Groups: "skin tone", of the true albedo; "yaw", of the true viewpoint.
 
     Raises:
-        ValueError: there is no clip, or one without truth or with a single frame.
+        ValueError: there is no clip, or one without truth or with a single frame; or a method has
+            another face model.
     """
     if not len(clips):
         raise ValueError("There is no synthetic clip: nothing to evaluate.")
+    for name, method in methods.items():
+        if method.face_model.name != "open":
+            raise ValueError(
+                f"{name} has the face model {method.face_model.name}, but synthetic clips know "
+                "the truth of the open one only: give checkpoints of that."
+            )
     results = Measurements()
     dense = set(np.linspace(0, len(clips) - 1, min(dense_frames, len(clips))).round().astype(int))
     for number in tqdm(range(len(clips)), unit="clip", disable=not progress):
@@ -168,7 +173,7 @@ def evaluate_synthetic(
         albedo = decoded(row["reflectance_map"])
         seen = np.max([decoded(v, "L") for v in row["visibility"]], axis=0)
         results.groups["skin tone"] += [tone_group(albedo, seen)] * len(read)
-        results.groups["yaw"] += [yaw_group(v) for v in row["viewpoint"]]
+        results.groups["yaw"] += [yaw_group(yaw_of(v)) for v in row["viewpoint"]]
         cache: dict[tuple, tuple[FrameBatch, Truth]] = {}
         for name, method in methods.items():
             key = (method.size, method.face_model.content_hash, method.face_model.n_vertices)

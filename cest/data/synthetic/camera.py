@@ -1,5 +1,6 @@
 """What a camera and a video site do to a picture: colour, focus, noise, compression."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -80,14 +81,8 @@ class Camera:
         unit = size / 256
         picture = cv2.GaussianBlur(picture, (0, 0), max(self.focus * unit, 0.3))
         if self.motion:
-            length = max(int(self.motion * unit), 1)
-            angle = rng.uniform(0, np.pi)
-            kernel = np.zeros((length + 2, length + 2), np.float32)
-            middle = (length + 1) / 2
-            reach = length / 2 * np.array([np.cos(angle), np.sin(angle)])
-            ends = [tuple(np.round(middle + s * reach).astype(int).tolist()) for s in (-1, 1)]
-            cv2.line(kernel, *ends, 1.0)
-            picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
+            kernel = motion_kernel(self.motion * unit, rng.uniform(0, np.pi))
+            picture = cv2.filter2D(picture, -1, kernel)
         if self.resolution < 1:
             side = max(int(self.resolution * size), 8)
             picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
@@ -111,12 +106,33 @@ class Camera:
     def _noisy(self, picture: Array, rng: np.random.Generator) -> Array:
         """Of photons, which grows with the root of the light, the same share of it in colour."""
         height, width = picture.shape[:2]
-        top, left = rng.integers(_GRAIN.shape[0] - max(height, width), size=2)
-        grain = _GRAIN[top : top + height, left : left + width]
+        side = len(_GRAIN)
+        room = side - max(height, width)
+        # A picture larger than the grain sees it repeat.
+        top, left = rng.integers(room if room > 0 else side, size=2)
+        rows, columns = (top + np.arange(height)) % side, (left + np.arange(width)) % side
+        grain = _GRAIN[np.ix_(rows, columns)]
         if self.coarse > 0.3:
             grain = cv2.GaussianBlur(grain, (0, 0), self.coarse) * np.float32(1 + 2 * self.coarse)
         level = np.sqrt(np.clip(picture, 0, 1) + np.float32(0.1))
         return picture + np.float32(self.noise * 1.2) * level * grain
+
+
+def motion_kernel(length: float, angle: float) -> Array:
+    """A line of so many pixels (at least one) as a blur, (k, k) float32 with sum 1 and k odd.
+
+    Symmetric about its middle pixel, so that a picture stays where its landmarks are.
+
+    angle: radians from the x axis.
+    """
+    length = max(int(length), 1)
+    half = math.ceil(length / 2)
+    kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
+    reach = length / 2 * np.array([np.cos(angle), np.sin(angle)])
+    ends = [tuple(np.round(half + s * reach).astype(int).tolist()) for s in (-1, 1)]
+    cv2.line(kernel, *ends, 1.0)
+    kernel = kernel + kernel[::-1, ::-1]  # a line between rounded ends leans to one side
+    return kernel / kernel.sum()
 
 
 def _jpeg(pixels: Array, quality: int) -> Array:
