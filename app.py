@@ -6,17 +6,33 @@
 CEST_MODEL and IEST_MODEL name other checkpoints than this copy's own: a folder or a Hub id.
 """
 
+import atexit
+import os
+import signal
 import sys
+import tempfile
 
-from cest.configuration import CheckpointError
-from cest.detection import DetectorError
-from cest.released import RELEASED, released_checkpoint
-from cest.space.memory import return_freed_memory
-from cest.space.page import launch
-from cest.space.studio import load_studio
+
+def keep_no_uploads() -> None:
+    """Uploads go to a folder that others cannot read and that ends with the process, unless
+    GRADIO_TEMP_DIR names another."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if not os.environ.get("GRADIO_TEMP_DIR"):
+        folder = tempfile.TemporaryDirectory(prefix="cest-", ignore_cleanup_errors=True)
+        os.environ["GRADIO_TEMP_DIR"] = folder.name
+        atexit.register(folder.cleanup)
 
 
 def main() -> None:
+    keep_no_uploads()
+    # Gradio looks for its folder when it is imported.
+    from cest.configuration import CheckpointError
+    from cest.detection import DetectorError
+    from cest.released import RELEASED, released_checkpoint
+    from cest.space.memory import return_freed_memory
+    from cest.space.page import launch
+    from cest.space.studio import load_studio
+
     return_freed_memory()
     try:
         studio = load_studio({name.upper(): released_checkpoint(name) for name in RELEASED})

@@ -368,6 +368,17 @@ def test_the_process_has_lived_through_it(app: RunningApp, client: Client) -> No
     assert "Segmentation" not in log and "cest/space" not in log, log
 
 
+def test_uploads_end_with_the_process(tmp_path: Path) -> None:
+    with running_app(tmp_path, **random_checkpoints(tmp_path / "checkpoints")) as app:
+        status, answer = upload(app, "mine.jpg", PHOTO.read_bytes())
+        (stored,) = json.loads(answer)
+        assert status == 200 and Path(stored).read_bytes() == PHOTO.read_bytes()
+        (folder,) = app.temporary.glob("cest-*")
+        assert folder in Path(stored).parents and folder.stat().st_mode & 0o077 == 0
+    assert not [path for path in app.temporary.rglob("*") if path.is_file()]
+    assert not folder.exists()
+
+
 def test_unusable_checkpoint_ends_the_app_with_one_sentence(tmp_path: Path) -> None:
     app = running_app(tmp_path, CEST_MODEL=str(tmp_path))
     with pytest.raises(AssertionError, match="did not start") as caught, app:

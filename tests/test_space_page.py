@@ -223,7 +223,8 @@ def test_no_face_a_square_and_a_bad_file(page: Page, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(90, 160, (240, 320, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     give(page, tmp_path / "noise.png")
-    expect(page.locator("#status")).to_contain_text("No face was found", timeout=PATIENCE)
+    expect(page.locator("#status")).to_contain_text("Draw a square.", timeout=PATIENCE)
+    expect(page.locator("#picker")).to_contain_text("No face was found")
     expect(page.locator("#results")).to_be_hidden()
     square = page.get_by_role("application", name="Square around the face")
     square.focus()
@@ -240,10 +241,41 @@ def test_no_face_a_square_and_a_bad_file(page: Page, tmp_path: Path) -> None:
     page.locator("#photo").get_by_role("button", name=re.compile("Clear|Remove")).click()
     expect(page.locator("#results")).to_be_hidden(timeout=PATIENCE)
     give(page, tmp_path / "<b>broken.jpg")
-    toast = page.get_by_test_id("toast-body")
-    expect(toast).to_contain_text("is cut short or damaged", timeout=PATIENCE)
-    assert toast.count() == 1 and "Traceback" not in page.content()
+    status = page.locator("#status")
+    expect(status).to_contain_text("broken.jpg is cut short or damaged", timeout=PATIENCE)
+    assert "Traceback" not in page.content()
     expect(page.locator("#results")).to_be_hidden()
+
+
+def test_a_refined_face_is_drawn_in_the_light_that_is_chosen(page: Page) -> None:
+    give(page, PHOTO)
+    wait_for_faces(page)
+    slide(page, "#stage input[name=azimuth]", -80)
+    overlay = page.locator("#cest-overlay img").last
+    expect(overlay).to_have_attribute("src", re.compile("/light/"), timeout=PATIENCE)
+    before = overlay.get_attribute("src")
+    page.get_by_role("button", name="Refine: fit further to this photo").click()
+    page.locator("#refine input[type=number]").fill("20")
+    page.get_by_role("button", name="Refine", exact=True).click()
+    expect(page.locator("#status")).to_contain_text("Refined in", timeout=PATIENCE)
+    expect(overlay).not_to_have_attribute("src", before, timeout=PATIENCE)
+    expect(overlay).to_have_attribute("src", re.compile("/light/"), timeout=PATIENCE)
+
+
+def test_without_webgl_the_views_say_so(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const known = HTMLCanvasElement.prototype.getContext;
+            HTMLCanvasElement.prototype.getContext = function (kind, options) {
+                return kind === 'webgl' ? null : known.call(this, kind, options);
+            };
+        }"""
+    )
+    give(page, PHOTO)
+    expect(page.locator("#status")).to_contain_text("Everything on this page", timeout=PATIENCE)
+    page.wait_for_timeout(3000)  # the meshes are read
+    for view in VIEWS:
+        expect(page.locator(f"{view} .trouble")).to_have_text(re.compile("has no WebGL"))
 
 
 def test_two_visitors_do_not_meet(app: RunningApp, browser: Browser, tmp_path: Path) -> None:
@@ -286,9 +318,11 @@ def test_a_clip_is_cancelled_and_reconstructed(page: Page, tmp_path: Path) -> No
     for _ in write_video(tmp_path / "clip.mp4", frames, 25.0):
         pass
     page.get_by_role("tab", name="Video").click()
+    status = page.locator("#clip-status")
+    page.locator("#start-clip").click()
+    expect(status).to_contain_text("Give a clip first.", timeout=PATIENCE)
     page.locator("#clip input[type=file]").set_input_files(tmp_path / "clip.mp4")
     page.locator("#clip video").wait_for()
-    status = page.locator("#clip-status")
     page.locator("#start-clip").click()
     expect(status).to_contain_text("% done", timeout=PATIENCE)
     page.locator("#cancel-clip").click()

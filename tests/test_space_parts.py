@@ -5,6 +5,7 @@ import importlib
 import os
 import pickle
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -25,13 +26,16 @@ from cest.lighting import LightError
 from cest.modeling import FaceEstimator
 from cest.photo import PhotoError
 from cest.reconstruction import Reconstructor
-from cest.space import gpu, studio
+from cest.space import gpu, photo_tab, studio
 from cest.space import sessions as sessions_module
 from cest.space.answers import TROUBLE, RequestError, answered
 from cest.space.chain import draw_chain
 from cest.space.expressions import expression_basis
+from cest.space.photo_tab import PhotoTab
 from cest.space.sessions import Sessions
 from cest.space.studio import Light, Studio, expression_amounts, square_on
+
+PHOTO = str(photo_tab.ASSETS / "astronaut.jpg")
 
 
 class OneFace:
@@ -120,7 +124,7 @@ def test_a_session_keeps_the_last_of_a_kind(tmp_path: Path) -> None:
         assert [folder.exists() for folder in folders] == [False, False, True, True]
         session.pixels, stopped = np.zeros((2, 2, 3)), session.stopped
         session.start_over()
-        assert not folders[-1].exists() and other.exists() and session.pixels is None
+        assert folders[-1].exists() and other.exists() and session.pixels is None
         assert stopped.is_set() and not session.stopped.is_set()
 
 
@@ -261,6 +265,88 @@ def test_a_lent_gpu_is_asked_with_what_can_be_sent(
     assert calls == ["estimate"]
     assert face.overlay().size == (100, 120)
     assert gpu.on_gpu(len) is len
+
+
+# -- the photo tab -------------------------------------------------------------------------------
+
+
+def make_tab(face_model: FaceModel, folder: Path) -> tuple[PhotoTab, gr.Request]:
+    with gr.Blocks():
+        tab = PhotoTab(make_studio(face_model), Sessions(folder / "sessions"))
+    return tab, types.SimpleNamespace(session_hash="a")
+
+
+def test_another_photo_waits_for_files_that_are_written(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab, request = make_tab(face_model, tmp_path)
+    list(tab.photo_change(PHOTO, request))
+    next_photo = threading.Thread(target=lambda: next(tab.photo_change(PHOTO, request)))
+    write, alive = photo_tab.write_downloads, []
+
+    def write_meanwhile(*arguments: object) -> list[Path]:
+        if not alive:
+            next_photo.start()
+            next_photo.join(0.2)
+        alive.append(next_photo.is_alive())
+        return write(*arguments)
+
+    monkeypatch.setattr(photo_tab, "write_downloads", write_meanwhile)
+    files = tab.write_files(request)
+    assert len(files) == 2 and alive == [True, True]
+    next_photo.join(10)
+    assert not next_photo.is_alive()
+    assert all(Path(path).exists() for paths in files for path in paths)  # Gradio sends them now
+    assert tab.write_files(request) == [None, None]
+
+
+def test_a_face_of_the_photo_before_is_not_shown(face_model: FaceModel, tmp_path: Path) -> None:
+    """Nor one whose search was cancelled; and Cancel says nothing when there is nothing to."""
+    tab, request = make_tab(face_model, tmp_path)
+    work = tab.photo_change(PHOTO, request)
+    assert next(work)[tab.status] == photo_tab.LOOKING
+    assert tab.cancel_click(request)[tab.status] == photo_tab.CANCELLED
+    assert all(tab.results not in shown for shown in work)
+    assert tab.cancel_click(request) == {tab.status: gr.skip()}
+    (_, shown) = tab.photo_change(PHOTO, request)
+    assert shown[tab.status].startswith("Everything on this page took")
+    assert tab.cancel_click(request) == {tab.status: gr.skip()}
+
+
+def test_what_is_wrong_with_a_photo_becomes_the_status(
+    face_model: FaceModel, tmp_path: Path
+) -> None:
+    tab, request = make_tab(face_model, tmp_path)
+    (tmp_path / "diary.jpg").write_text("Dear diary")
+    *_, shown = answered(tab.photo_change, tab._nothing)(str(tmp_path / "diary.jpg"), request)
+    assert shown[tab.status].startswith("diary.jpg is not a picture")
+    assert tab.cancel_click(request) == {tab.status: gr.skip()}
+
+
+def test_a_photo_that_is_gone_is_said_so(face_model: FaceModel, tmp_path: Path) -> None:
+    tab, request = make_tab(face_model, tmp_path)
+    event = types.SimpleNamespace(_data={"light": "studio"})
+    for call in (
+        lambda: tab.stage_settle(event, request),
+        lambda: tab.donor_change(PHOTO, request),
+        lambda: tab.refine_click(20, request),
+        lambda: list(tab.picker_choose(event, request)),
+    ):
+        with pytest.raises(RequestError, match="gone from the server"):
+            call()
+
+
+def test_a_second_photo_without_a_face_leaves_the_light_that_was_borrowed(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab, request = make_tab(face_model, tmp_path)
+    list(tab.photo_change(PHOTO, request))
+    assert tab.donor_change(PHOTO, request)["use_borrowed"]
+    monkeypatch.setattr(OneFace, "detect", lambda self, photo: [])
+    with pytest.raises(PhotoError):
+        tab.donor_change(PHOTO, request)
+    with tab.sessions.visit("a") as session:
+        assert session.borrowed is not None
 
 
 # -- what the page shows -------------------------------------------------------------------------

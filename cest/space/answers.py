@@ -5,6 +5,7 @@ import html
 import inspect
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
@@ -23,11 +24,14 @@ EXPECTED = (RequestError, PhotoError, VideoError, LightError)
 TROUBLE = "Something went wrong on the server; try again, or try another photo."
 
 
-def answered(function: Callable) -> Callable:
+def answered(function: Callable, shown: Callable[[str], Any] | None = None) -> Callable:
     """Turns what goes wrong in an event's function, or generator, into one sentence.
 
     A file is known to a person by its name, not by where the server keeps it; and a name is text,
     whereas Gradio takes a message for HTML.
+
+    shown: what a generator is to yield last for a sentence, instead of an error, which would leave
+    on the page what was yielded before.
     """
 
     def sentence(error: Exception, arguments: tuple) -> gr.Error:
@@ -49,7 +53,10 @@ def answered(function: Callable) -> Callable:
             try:
                 yield from function(*arguments, **named)
             except Exception as error:
-                raise sentence(error, arguments) from None
+                said = sentence(error, arguments)
+                if shown is None:
+                    raise said from None
+                yield shown(said.message)
 
     else:
 

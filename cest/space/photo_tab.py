@@ -38,6 +38,9 @@ WELCOME = """
 - **The files**: meshes, textures, parameters.
 """
 LOOKING = "Looking for faces …"
+CANCELLED = "Cancelled; give a photo again."
+DRAW = "Draw a square."
+GONE = "The photo is gone from the server; give it again."
 NO_FACE = "No face was found in the photo. Draw a square around the face, and it will do."
 
 
@@ -170,7 +173,7 @@ class PhotoTab:
         ]
         private = {"api_visibility": "private", "show_progress": "hidden"}
         photo = self.photo.change(
-            answered(self.photo_change),
+            answered(self.photo_change, self._nothing),
             self.photo,
             self.shown,
             api_visibility="private",
@@ -178,7 +181,7 @@ class PhotoTab:
             concurrency_id="photos",
         )
         choice = self.picker.choose(
-            answered(self.picker_choose),
+            answered(self.picker_choose, lambda sentence: {self.status: sentence}),
             None,
             self.shown,
             api_visibility="private",
@@ -193,7 +196,14 @@ class PhotoTab:
                 **private,
                 concurrency_id="photos",
             )
-        self.cancel.click(None, cancels=[photo, choice], api_visibility="private")
+        self.cancel.click(
+            answered(self.cancel_click),
+            None,
+            self.shown,
+            cancels=[photo, choice],
+            **private,
+            queue=False,
+        )
         self.stage.settle(
             answered(self.stage_settle),
             None,
@@ -237,65 +247,94 @@ class PhotoTab:
         start = time.perf_counter()
         with self.sessions.visit(request.session_hash) as session:
             session.start_over()
-            yield self._nothing(LOOKING if photo else START)
             if photo is None:
+                yield self._nothing(START)
                 return
-            session.pixels = self.studio.read(photo)
-            session.faces = self.studio.find(session.pixels)
-            if not session.faces:
-                yield self._nothing(NO_FACE) | {self.picker: self._offer(session, None)}
-                return
-            yield self._reconstructed(session, session.faces[0].crop, 0, start)
+            with session.running() as run:
+                yield self._nothing(LOOKING)
+                pixels = self.studio.read(photo)
+                faces = self.studio.find(pixels)
+                with session.writing:
+                    if session.run is not run:
+                        return
+                    session.pixels, session.faces = pixels, faces
+                    offered = None if faces else self._offer(session, None)
+                if offered:
+                    shown = self._nothing(DRAW) | {self.picker: offered}
+                else:
+                    shown = self._reconstructed(session, run, pixels, faces[0].crop, 0, start)
+            yield shown
+
+    def cancel_click(self, request: gr.Request) -> dict:
+        """The search for a face ends, and with it what there was of the photo."""
+        with self.sessions.visit(request.session_hash) as session:
+            if session.run is None:
+                return {self.status: gr.skip()}
+            session.start_over()
+            return self._nothing(CANCELLED)
 
     def picker_choose(self, event: gr.EventData, request: gr.Request) -> Iterator[dict]:
         """A face was clicked, or a square drawn where no face was found."""
         start = time.perf_counter()
         with self.sessions.visit(request.session_hash) as session:
-            if session.pixels is None:
-                raise RequestError("The photo is gone from the server; give it again.")
+            with session.writing:
+                pixels, faces = session.pixels, session.faces
+            if pixels is None:
+                raise RequestError(GONE)
             choice = event._data or {}
             if "square" in choice:
                 # Drawn from brow to chin, that is around the landmarks.
-                index, drawn = None, square_on(session.pixels, choice["square"])
+                index, drawn = None, square_on(pixels, choice["square"])
                 crop = replace(drawn, size=drawn.size * LANDMARK_BOX_TO_CROP)
-            elif choice.get("face") in range(len(session.faces)):
+            elif choice.get("face") in range(len(faces)):
                 index = choice["face"]
-                crop = session.faces[index].crop
+                crop = faces[index].crop
             else:
                 raise RequestError("That is no face of this photo; choose another.")
-            yield self._reconstructed(session, crop, index, start)
+            with session.running() as run:
+                shown = self._reconstructed(session, run, pixels, crop, index, start)
+            yield shown
 
     def stage_settle(self, event: gr.EventData, request: gr.Request) -> list:
         """Light or expression came to rest: the photo is drawn with them."""
         with self.sessions.visit(request.session_hash) as session:
-            if session.result is None:
-                return [gr.skip() for _ in self.names]
             state = event._data or {}
             actions = expression_amounts(state.get("expression", {}), self.studio.actions)
             own = Light(*(state.get(name, 0) for name in ("azimuth", "elevation", "strength")))
-            folder = session.new_folder("light", keep=4)
-            pairs = []
-            for name, face in session.result.faces.items():
-                posed = face.posed(actions)
-                light = face.illumination
-                if state.get("light") == "studio":
-                    light = own.on(face)
-                elif state.get("light") == "borrowed" and session.borrowed:
-                    light = session.borrowed.faces[name].illumination
-                with self.studio.turn:
-                    picture = posed.relight(light)
-                pairs.append(self._pair(face, picture, folder / f"{name.lower()}.jpg"))
-            return pairs
+            with session.writing:
+                if session.result is None:
+                    if session.choice:  # another photo is on its way
+                        return [gr.skip() for _ in self.names]
+                    raise RequestError(GONE)
+                folder = session.new_folder("light", keep=4)
+                pairs = []
+                for name, face in session.result.faces.items():
+                    posed = face.posed(actions)
+                    light = face.illumination
+                    if state.get("light") == "studio":
+                        light = own.on(face)
+                    elif state.get("light") == "borrowed" and session.borrowed:
+                        light = session.borrowed.faces[name].illumination
+                    with self.studio.turn:
+                        picture = posed.relight(light)
+                    pairs.append(self._pair(face, picture, folder / f"{name.lower()}.jpg"))
+                return pairs
 
     def donor_change(self, donor: str | None, request: gr.Request) -> Mapping | None:
         """A second photo: its largest face's light, by each model."""
         with self.sessions.visit(request.session_hash) as session:
-            if session.result is None or (donor is None and session.borrowed is None):
+            if donor is None and session.borrowed is None:
                 return gr.skip()
-            session.borrowed = None
+            if session.result is None:
+                raise RequestError(GONE)
+            choice, borrowed = session.choice, None
             if donor is not None:
-                session.borrowed = self.studio.reconstruct_photo(self.studio.read(donor))
-            return self._on_stage(session)
+                borrowed = self.studio.reconstruct_photo(self.studio.read(donor))
+            with session.writing:
+                if session.result is None or session.choice != choice:  # there is another photo
+                    return gr.skip()
+                session.borrowed = borrowed
+                return self._on_stage(session)
 
     def refine_click(
         self,
@@ -306,7 +345,8 @@ class PhotoTab:
         """The estimates are fitted further to the photo; the view stays as it is."""
         with self.sessions.visit(request.session_hash) as session:
             if session.result is None:
-                raise RequestError("Give a photo first.")
+                raise RequestError(GONE)
+            start = time.perf_counter()
             session.stopped = threading.Event()
             result, stopped = session.result, session.stopped
 
@@ -316,10 +356,13 @@ class PhotoTab:
                 progress(share, desc="Refining")
 
             refined = self.studio.refine(result, min(300, max(1, int(steps))), told)
-            if session.result is not result:
-                raise RequestError("There is another photo now; refine that.")
-            session.result = refined
-            return self._results(session)
+            with session.writing:
+                if session.result is not result:
+                    raise RequestError("There is another photo now; refine that.")
+                session.result = refined
+                shown = self._results(session)
+            seconds = time.perf_counter() - start
+            return shown | {self.status: f"Refined in {seconds:.1f} s."}
 
     def stop_click(self, request: gr.Request) -> None:
         """The refinement ends after its step."""
@@ -328,7 +371,7 @@ class PhotoTab:
 
     def write_files(self, request: gr.Request) -> list:
         """The files to take away are made once the results are on the screen."""
-        with self.sessions.visit(request.session_hash) as session:
+        with self.sessions.visit(request.session_hash) as session, session.writing:
             if session.result is None:
                 return [None for _ in self.names]
             lists = []
@@ -366,17 +409,28 @@ class PhotoTab:
         } | dict.fromkeys(self.downloads.values())
 
     def _reconstructed(
-        self, session: Session, crop: SquareCrop, index: int | None, start: float
+        self,
+        session: Session,
+        run: object,
+        pixels: np.ndarray,
+        crop: SquareCrop,
+        index: int | None,
+        start: float,
     ) -> dict:
-        """What the page shows of a face that is reconstructed now."""
-        session.borrowed, session.choice = None, secrets.token_urlsafe(8)
-        session.result = self.studio.reconstruct(session.pixels, crop, index or 0)
-        shown = self._results(session)
+        """What the page shows of a face that is reconstructed now; nothing if the run is over."""
+        result = self.studio.reconstruct(pixels, crop, index or 0)
+        with session.writing:
+            if session.run is not run:
+                return {self.status: gr.skip()}
+            session.result, session.borrowed = result, None
+            session.choice = secrets.token_urlsafe(8)
+            shown = self._results(session)
+            offered = len(session.faces) > 1 or index is None
+            picker = self._offer(session, index) if offered else gr.update(visible=False)
         seconds = time.perf_counter() - start
-        offered = len(session.faces) > 1 or index is None
         return shown | {
             self.status: f"Everything on this page took {seconds:.1f} s.",
-            self.picker: self._offer(session, index) if offered else gr.update(visible=False),
+            self.picker: picker,
             self.donor: None,
             self.overlays_row: gr.update(visible=True),
             self.results: gr.update(visible=True),
@@ -384,15 +438,17 @@ class PhotoTab:
 
     def _results(self, session: Session) -> dict:
         """Every model's figures, pictures and 3D face."""
-        session.forget("results", "light")
         session.meshes = {}
-        folder, shown = session.new_folder("results"), {}
+        folder, shown = session.new_folder("results", keep=8), {}
         for name, face in session.result.faces.items():
             with self.studio.turn:
                 overlay, chain = face.overlay(), draw_chain(face)
                 error = face.error_map(384, overlay)
             shown[self.overlays[name]] = self._pair(face, overlay, folder / f"{name}.jpg")
-            shown[self.chains[name]] = chain
+            shown[self.chains[name]] = (
+                f'<div class="scroll" tabindex="0" role="group" aria-label="{name}: the chain">'
+                f"{chain}</div>"
+            )
             error.save(folder / f"{name}-error.png")
             shown[self.errors[name]] = str(folder / f"{name}-error.png")
             shown[self.figures[name]] = (
@@ -460,6 +516,6 @@ class PhotoTab:
     def _photo_file(self, session: Session) -> Path:
         """The photo as it is worked on, for the browser."""
         if session.photo is None:
-            session.photo = session.new_folder("photo") / "photo.jpg"
+            session.photo = session.new_folder("photo", keep=2) / "photo.jpg"
             Image.fromarray(session.pixels).save(session.photo, **JPEG)
         return session.photo

@@ -27,6 +27,8 @@ class Session:
 
     photo: the file that shows it, and so a name for it; choice: a name for the choice of a face.
     stopped, clip_stopped: set when the visitor wants no more of a refinement, or of a clip.
+    run: stands for the search for a face that goes on now, if any. writing: held while files
+    are made of what is known of the photo, or that changes; the studio's turn is taken after it.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class Session:
     meshes: dict[str, Path] = field(default_factory=dict)
     stopped: threading.Event = field(default_factory=threading.Event, repr=False)
     clip_stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+    run: object | None = field(default=None, repr=False)
+    writing: threading.RLock = field(default_factory=threading.RLock, repr=False)
     used: float = field(default_factory=time.monotonic)
     over: bool = False
 
@@ -54,22 +58,32 @@ class Session:
                 shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    def forget(self, *kinds: str) -> None:
-        """Remove all files of these kinds."""
-        for kind in kinds:
-            shutil.rmtree(self.folder / kind, ignore_errors=True)
-
     def remove(self) -> None:
         """Remove all files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[object]:
+        """A search for a face begins, and takes the place of any other; it is `run` until its end,
+        unless another photo has come or it was cancelled."""
+        run = self.run = object()
+        try:
+            yield run
+        finally:
+            with self.writing:
+                if self.run is run:
+                    self.run = None
+
     def start_over(self) -> None:
-        """Another photo is to come; what else the visitor does goes on."""
+        """Another photo is to come; what else the visitor does goes on.
+
+        Files stay until there are newer ones: Gradio may be about to send them.
+        """
         self.stopped.set()
-        self.stopped = threading.Event()
-        self.pixels = self.photo = self.result = self.borrowed = None
-        self.faces, self.meshes = [], {}
-        self.forget("photo", "results", "light")
+        with self.writing:
+            self.stopped = threading.Event()
+            self.pixels = self.photo = self.result = self.borrowed = self.run = None
+            self.faces, self.meshes = [], {}
 
 
 class Sessions:

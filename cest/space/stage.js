@@ -121,8 +121,8 @@ class Face {
     const figure = document.createElement("figure");
     figure.id = `${name.toLowerCase()}-view`;
     figure.innerHTML = `<figcaption></figcaption><div class="canvas"><canvas class="mesh" tabindex="0"
-      role="img"></canvas><p class="trouble" role="alert" hidden></p></div>
-      <canvas class="ball" width="192" height="192" role="img" tabindex="0"></canvas>`;
+      role="application"></canvas><p class="trouble" role="alert" hidden></p></div>
+      <canvas class="ball" width="192" height="192" role="application" tabindex="0"></canvas>`;
     figure.querySelector("figcaption").textContent = name;
     this.figure = figure;
     this.canvas = figure.querySelector(".mesh");
@@ -181,9 +181,10 @@ class Face {
       const data = await readGlb(mesh.url);
       if (mesh.url !== this.url) return; // another photo came meanwhile
       this.mesh = data;
-      this.say("");
+      if (this.gl) this.say("");
       this.upload();
     } catch (error) {
+      this.mesh = null;
       this.say(`${this.name}: ${error.message}.`);
     }
   }
@@ -486,7 +487,8 @@ async function show(value) {
   borrowed = value?.borrowed ?? {};
   const isBorrowed = Object.keys(borrowed).length > 0;
   find(".borrowed").hidden = !isBorrowed;
-  if (value?.photo !== stage.dataset.photo) { // the next photo starts as it was estimated
+  const isNew = (value?.photo ?? "") !== stage.dataset.photo;
+  if (isNew) { // the next photo starts as it was estimated
     stage.dataset.photo = value?.photo ?? "";
     clearTimeout(settling);
     Object.assign(view, AT_REST, { mode: view.mode, expression: {} });
@@ -503,6 +505,8 @@ async function show(value) {
   await Promise.all([...faces.values()].map((face) =>
     shown[face.name] ? face.show(shown[face.name]) : face.clear()));
   draw();
+  // The server drew the photo as it was estimated.
+  if (!isNew && (view.light !== "estimated" || Object.values(view.expression).some(Boolean))) settle();
 }
 
 watch("value", () => show(props.value));

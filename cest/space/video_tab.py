@@ -25,9 +25,7 @@ class VideoTab:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                self.clip = gr.Video(
-                    label="Clip", sources=["upload", "webcam"], height=300, elem_id="clip"
-                )
+                self.clip = gr.Video(label="Clip", sources=["upload", "webcam"], elem_id="clip")
                 # As it was uploaded: Gradio would have FFmpeg take the sound out first.
                 self.clip.preprocess = lambda file: file and file.path
                 self.model = gr.Radio(list(studio.reconstructors), value="CEST", label="Model")
@@ -52,7 +50,7 @@ class VideoTab:
         self.start.click(
             self.ready, None, None, queue=False, api_visibility="private", show_progress="hidden"
         ).then(
-            answered(self.start_click),
+            answered(self.start_click, lambda sentence: (sentence, None)),
             [self.clip, self.model, self.azimuth, self.elevation, self.strength],
             [self.status, self.video],
             api_visibility="private",
