@@ -83,6 +83,11 @@ def read_light(path: str | Path) -> Tensor:
     return light
 
 
+def mirror_light(illumination: Tensor) -> Tensor:
+    """The light (..., 9) of a mirrored picture: harmonics that are odd in x change their sign."""
+    return illumination * illumination.new_tensor([1, 1, 1, -1, -1, 1, 1, -1, 1])
+
+
 def roll_light(illumination: Tensor, angle: float) -> Tensor:
     """Turn a light about the axis to the viewer, counter-clockwise as the picture is seen.
 

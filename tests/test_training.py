@@ -210,6 +210,33 @@ def half_way(finished, tmp_path_factory):
     return copy
 
 
+def test_a_run_begins_with_given_weights_and_learns_from_known_truth(
+    finished, configuration, tmp_path
+):
+    result = launch(
+        configuration,
+        *(f"output={tmp_path}", f"initial={finished / 'model'}", "steps=1", "learning_rate=1e-9"),
+        *("recipe.synthetic=1", "truth_weight=1", "ema=0", "evaluate_every=2"),
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    terms = records(tmp_path, "train")[0]
+    weight = Settings.load(str(configuration), []).objective
+    known = weight.landmark_weight * terms["true_shape"] + terms["true_reflectance"]
+    unsupervised = (
+        2 * terms["photometric"]
+        + weight.landmark_weight * terms["landmarks"]
+        + weight.regularisation_weight * terms["regularisation"]
+    )
+    expected = unsupervised + known + terms["true_light"]
+    assert terms["loss"] == pytest.approx(expected, rel=1e-5)  # float32 sums
+    before, after = (load_file(run / "model" / "model.safetensors") for run in (finished, tmp_path))
+    weights = [name for name in before if name.endswith("weight")]
+    # One step of Adam moves a weight by no more than the rate, rounded to float32.
+    assert weights and all(
+        torch.allclose(before[name], after[name], rtol=1e-6, atol=2e-9) for name in weights
+    )
+
+
 def test_two_processes_train_as_one_does(finished, half_way, configuration):
     """Another number of processes goes on with a run, and the next loss is the same.
 
@@ -345,6 +372,8 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(half_way, configuration):
         (["output=/proc/nowhere"], "nowhere"),
         (["columns={landmarks: points}"], "has no column 'points'"),
         (["segmenter=/nowhere/at/all"], "/nowhere/at/all"),
+        (["initial=/nowhere/at/all"], "/nowhere/at/all"),
+        (["initial=model_card/cest"], "give the model of these weights"),
     ],
 )
 def test_what_cannot_be_trained_ends_with_one_sentence(configuration, tmp_path, overrides, message):
@@ -431,10 +460,10 @@ def test_shipped_configurations_are_readable(path):
     assert settings.recipe.batch_size > 0
 
 
-@pytest.mark.parametrize("name", ["small-{}", "paper-voxceleb{}", "paper-300wlp{}"])
+@pytest.mark.parametrize("name", ["small-{}", "released-{}", "paper-voxceleb{}", "paper-300wlp{}"])
 def test_cest_and_iest_get_the_same_budget_data_and_seed(name):
     folder = TRAIN / "configs"
-    first, second = ("cest", "iest") if name.startswith("small") else ("", "-iest")
+    first, second = ("cest", "iest") if not name.startswith("paper") else ("", "-iest")
     cest, iest = (
         asdict(Settings.load(str(folder / f"{name.format(part)}.yaml"), []))
         for part in (first, second)
@@ -442,4 +471,6 @@ def test_cest_and_iest_get_the_same_budget_data_and_seed(name):
     assert cest["model"].pop("conditioning") == "cest"
     assert iest["model"].pop("conditioning") == "iest"
     assert cest.pop("output") != iest.pop("output")
+    # Each goes on from its own first stage, which had the same of all these.
+    assert cest.pop("initial").replace("cest", "iest") == iest.pop("initial")
     assert cest == iest

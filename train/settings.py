@@ -25,7 +25,11 @@ class Settings:
         streaming: read clips and stills on as needed, instead of copying them first.
         segmenter: f_seg, a folder or Hub id of a FaceSegmenter, whose masks replace those of the
             data; empty for the data's own, or for the landmarks' hull where it has none.
+        initial: weights to begin with, a folder or Hub id, of the same ``model``; empty for random
+            ones.
         model, recipe, objective: see their classes.
+        truth_weight: of what is known of rendered frames (`cest.known_factors`) beside the
+            objective; 0 for the paper's, which asks nothing but the pictures.
         seed: of initial weights, batches, augmentation and partners.
         steps: batches in all.
         learning_rate: Adam's peak; a short linear rise, then a cosine to zero.
@@ -53,9 +57,11 @@ class Settings:
     columns: dict = field(default_factory=dict)
     streaming: bool = False
     segmenter: str = ""
+    initial: str = ""
     model: FaceEstimatorConfig = field(default_factory=FaceEstimatorConfig)
     recipe: Recipe = field(default_factory=Recipe)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    truth_weight: float = 0.0
     seed: int = 0
     steps: int = 50_000
     learning_rate: float = 1e-3

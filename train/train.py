@@ -20,7 +20,8 @@ from cest.data import Batches, FrameBatch, StreamedClips, load_clips
 from cest.data.augmentation import Relighter
 from cest.data.synthetic import SyntheticClips
 from cest.evaluation import evaluate
-from cest.modeling import FaceEstimator
+from cest.known_factors import KnownFactors, known_factor_errors
+from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import objective
 from cest.segmentation import FaceSegmenter
 from log import Log, start_tracker
@@ -69,7 +70,7 @@ def train(settings: Settings) -> None:
         if settings.push_to_hub:  # now, so that a token that may not push is refused at once
             publisher = Publisher(settings.push_to_hub, private=settings.private)
 
-    model = FaceEstimator(settings.model).to(memory_format=torch.channels_last)
+    model = initial_model(settings).to(memory_format=torch.channels_last)
     average = MovingAverage(model, settings.ema) if settings.ema else None
     model = synchronise(model, accelerator)
     if settings.compile:
@@ -87,6 +88,11 @@ def train(settings: Settings) -> None:
     # The rate may be another now: a schedule's state remembers the one it began with.
     schedule.base_lrs = [settings.learning_rate] * len(schedule.base_lrs)
 
+    if settings.truth_weight and bare.face_model.name != "open":
+        raise ValueError(
+            f"truth_weight is {settings.truth_weight}, but rendered frames know the truth of the "
+            f"open face model, not of {bare.face_model.name!r}: set it to 0."
+        )
     relighter = Relighter(bare.face_model) if settings.recipe.relight else None
     batches = iter(open_batches(settings, accelerator, relighter, start, position))
     segmenter = None
@@ -104,8 +110,9 @@ def train(settings: Settings) -> None:
             batch, position = next(batches)
             batch = on_device(batch, accelerator.device, segmenter, relighter)
             with accelerator.accumulate(model):
+                estimate = model(batch.image)
                 terms = objective(
-                    model(batch.image),
+                    estimate,
                     batch.image,
                     batch.mask,
                     batch.landmarks,
@@ -114,6 +121,8 @@ def train(settings: Settings) -> None:
                     bare.face_model.landmarks,
                     settings.objective,
                 )
+                if batch.truth is not None:
+                    terms = with_truth(terms, estimate, batch.truth, bare, settings)
                 accelerator.backward(terms["loss"])
                 values = torch.stack([value.detach() for value in terms.values()])
                 sums = values if sums is None else sums + values
@@ -152,11 +161,51 @@ def train(settings: Settings) -> None:
     accelerator.end_training()
 
 
+def with_truth(
+    terms: dict[str, torch.Tensor],
+    estimate: FaceParameters,
+    truth: KnownFactors,
+    model: FaceEstimator,
+    settings: Settings,
+) -> dict[str, torch.Tensor]:
+    """The objective's terms, its loss now with what is known of the rendered frames."""
+    errors = known_factor_errors(estimate, truth, model.face_model, model.texel_map)
+    # A decimetre of shape is about a unit of the image frame, in which landmarks are weighed.
+    error = (
+        settings.objective.landmark_weight * errors["true_shape"]
+        + errors["true_reflectance"]
+        + errors["true_light"]
+    )
+    return terms | {"loss": terms["loss"] + settings.truth_weight * error} | errors
+
+
 def hand_out(model: FaceEstimator, output: Path, step: int, publisher: Publisher | None) -> None:
     """Writes the folder that `from_pretrained` loads, and pushes it if it is to be."""
     checkpoints.save_model(model, output / "model")
     if publisher:
         publisher.publish(output / "model", f"Step {step}")
+
+
+def initial_model(settings: Settings) -> FaceEstimator:
+    """Random weights, or those the run is to begin with.
+
+    Raises:
+        ValueError: they cannot be had, or belong to another model than the settings ask for.
+    """
+    if not settings.initial:
+        return FaceEstimator(settings.model)
+    model = FaceEstimator.from_pretrained(settings.initial)
+    asked = replace(
+        settings.model,
+        face_model=model.config.face_model,
+        face_model_hash=model.config.face_model_hash,
+    )
+    if model.config != asked:
+        raise ValueError(
+            f"initial={settings.initial} holds {model.config}, but model asks for {asked}: give "
+            "the model of these weights, or other weights."
+        )
+    return model
 
 
 def on_device(
@@ -219,7 +268,7 @@ def open_batches(
             settings.seed,
             settings.recipe.frames,
             settings.model.image_size,
-            truth=False,
+            truth=settings.truth_weight > 0,
         )
     return Batches(
         sources,

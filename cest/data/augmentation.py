@@ -45,6 +45,11 @@ class Similarity:
         offset = centre - linear @ np.full(2, source / 2)
         return cls(np.column_stack((linear, offset)), mirrored)
 
+    @property
+    def angle(self) -> float:
+        """By which the picture is turned counter-clockwise, as it is seen, radians."""
+        return -math.atan2(self.matrix[1, 0], self.matrix[0, 0])
+
     @classmethod
     def resize(cls, source: int, target: int) -> "Similarity":
         """The whole image, at another size."""

@@ -12,15 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from queue import Queue
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from cest.data.augmentation import Relighter, Relighting, Similarity
-from cest.data.clips import count_frames, read_frame
+from cest.data.clips import count_frames, read_frame, read_reflectance
 from cest.data.face_region import face_region
 from cest.data.streams import StreamedClips
 from cest.geometry import from_pixels
+from cest.known_factors import KnownFactors
+from cest.lighting import mirror_light, roll_light
 from cest.objective import choose_partners
 
 # Batches that wait, decoded, for the step.
@@ -69,6 +72,31 @@ class Recipe:
 
 
 @dataclass(frozen=True, eq=False)
+class FrameTruth:
+    """Of one augmented frame: `KnownFactors`, unstacked; reflectance_map (S, S, 3) uint8."""
+
+    shape_coefficients: np.ndarray
+    mirrored: bool
+    reflectance_map: np.ndarray
+    illumination: Tensor
+
+    @classmethod
+    def of(
+        cls, row: Mapping, index: int, reflectance: np.ndarray, warp: Similarity, size: int
+    ) -> "FrameTruth":
+        """A row of `SyntheticClips` with truth, as ``warp`` moves its frame ``index``."""
+        light = torch.as_tensor(np.asarray(row["illumination"][index], np.float32))
+        if warp.mirrored:
+            light, reflectance = mirror_light(light), reflectance[:, ::-1]
+        return cls(
+            np.asarray(row["shape_coefficients"][index], np.float32),
+            warp.mirrored,
+            cv2.resize(reflectance, (size, size), interpolation=cv2.INTER_AREA),
+            roll_light(light, warp.angle),
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Frame:
     """One augmented frame: image (S, S, 3) and mask (S, S) uint8, landmarks (68, 2) pixels."""
 
@@ -76,6 +104,7 @@ class Frame:
     mask: np.ndarray
     landmarks: np.ndarray
     relighting: Relighting | None = None
+    truth: FrameTruth | None = None
 
     @classmethod
     def prepare(
@@ -109,6 +138,7 @@ class FrameBatch:
         partner: (B,) another frame of the same clip (eq. 8), itself where there is none.
         relit: (R,) the frames that are to be relit; `pose` (R, 3, 4), `light` (R, 9) and
             `exposure` (R,) say how (`augmentation.Relighting`).
+        truth: of the rendered frames; None where none is told.
     """
 
     image: Tensor
@@ -120,6 +150,7 @@ class FrameBatch:
     pose: Tensor
     light: Tensor
     exposure: Tensor
+    truth: KnownFactors | None = None
 
     @classmethod
     def stack(
@@ -146,14 +177,12 @@ class FrameBatch:
             pose=torch.tensor(np.array([l.pose for l in lights])).view(-1, 3, 4),
             light=torch.tensor(np.array([l.light for l in lights])).view(-1, 9),
             exposure=torch.tensor([l.exposure for l in lights]),
+            truth=_stacked_truth(frames),
         )
 
     def to(self, device: torch.device) -> "FrameBatch":
         """Brings bytes to the device and makes them floats there."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-        }
+        moved = {name: value.to(device, non_blocking=True) for name, value in self._parts()}
         return FrameBatch(
             **moved | {"image": moved["image"].float() / 255, "mask": moved["mask"].float()}
         )
@@ -166,7 +195,26 @@ class FrameBatch:
         return replace(self, image=self.image.index_copy(0, self.relit, relit))
 
     def pinned(self) -> "FrameBatch":
-        return FrameBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return FrameBatch(**{name: value.pin_memory() for name, value in self._parts()})
+
+    def _parts(self) -> list[tuple[str, Tensor | KnownFactors]]:
+        parts = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in parts if value is not None]
+
+
+def _stacked_truth(frames: Sequence[Frame]) -> KnownFactors | None:
+    known = [i for i, frame in enumerate(frames) if frame.truth is not None]
+    if not known:
+        return None
+    truths = [frames[i].truth for i in known]
+    maps = torch.from_numpy(np.stack([truth.reflectance_map for truth in truths]))
+    return KnownFactors(
+        frame=torch.tensor(known),
+        shape_coefficients=torch.from_numpy(np.stack([t.shape_coefficients for t in truths])),
+        mirrored=torch.tensor([truth.mirrored for truth in truths]),
+        reflectance_map=maps.permute(0, 3, 1, 2).contiguous(),
+        illumination=torch.stack([truth.illumination for truth in truths]),
+    )
 
 
 class Batches:
@@ -326,22 +374,27 @@ class Batches:
         chosen = rng.permutation(np.resize(rng.permutation(len(frames)), wanted))
         # A clip is mirrored whole or not at all: its frames share one reflectance.
         mirrored = bool(rng.integers(2))
-        group = [self._augmented(*read_frame(*frames[int(i)]), mirrored, rng) for i in chosen]
+        # Decoded once for all frames of a rendered clip.
+        reflectance = read_reflectance(rows[0]) if "reflectance_map" in rows[0] else None
+        group = [self._augmented(*frames[int(i)], mirrored, reflectance, rng) for i in chosen]
         return group, choose_partners(len(group), rng)
 
     def _augmented(
         self,
-        image: np.ndarray,
-        landmarks: np.ndarray,
-        mask: np.ndarray | None,
+        row: Mapping,
+        index: int,
         mirrored: bool,
+        reflectance: np.ndarray | None,
         rng: np.random.Generator,
     ) -> Frame:
         recipe = self.recipe
+        image, landmarks, mask = read_frame(row, index)
         warp = Similarity.random(
             rng, len(image), self.size, recipe.degrees, recipe.scale, recipe.shift, mirrored
         )
         frame = Frame.prepare(image, landmarks, mask, warp, self.size, self.masks)
+        if reflectance is not None:  # its light is known, and stays as it is
+            return replace(frame, truth=FrameTruth.of(row, index, reflectance, warp, self.size))
         if rng.random() < recipe.relit * bool(recipe.relight):
             relighting = self.relighter.draw(frame.landmarks, self.size, rng, recipe.relight)
             frame = replace(frame, relighting=relighting)

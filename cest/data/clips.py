@@ -154,6 +154,11 @@ def read_frame(row: dict, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return image, landmarks, mask
 
 
+def read_reflectance(row: dict) -> np.ndarray:
+    """The true reflectance map (T, T, 3) uint8 of a rendered clip's row."""
+    return _decoded(row["reflectance_map"], "RGB", f"the reflectance of clip {row['clip_id']}")
+
+
 def _decoded(encoded: dict, mode: str, where: str) -> np.ndarray:
     try:
         source = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
