@@ -1,6 +1,5 @@
 """The page as a person meets it, in a real browser with WebGL in software."""
 
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -247,6 +246,19 @@ def test_no_face_a_square_and_a_bad_file(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#results")).to_be_hidden()
 
 
+def test_a_photo_is_cancelled_and_the_example_taken(page: Page, tmp_path: Path) -> None:
+    Image.open(PHOTO).resize((6000, 6000)).save(tmp_path / "large.jpg")  # takes a while
+    give(page, tmp_path / "large.jpg")
+    page.locator("#cancel").click()  # nothing lies over it
+    status = page.locator("#status")
+    expect(status).to_contain_text("Cancelled; give a photo again.", timeout=PATIENCE)
+    expect(page.locator("#results")).to_be_hidden()
+    page.locator("#example").click()
+    wait_for_faces(page)
+    expect(status).to_contain_text("Everything on this page", timeout=PATIENCE)
+    expect(page.locator("#cancel")).to_be_hidden()
+
+
 def test_a_refined_face_is_drawn_in_the_light_that_is_chosen(page: Page) -> None:
     give(page, PHOTO)
     wait_for_faces(page)
@@ -345,13 +357,19 @@ def test_a_phone_a_keyboard_and_a_screen_reader(app: RunningApp, browser: Browse
     assert boxes[0]["y"] == boxes[1]["y"]  # side by side, to be compared
     # Everything that can be worked has a name.
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll('#stage input, #stage button, #stage canvas')]
+        """() => [...document.querySelectorAll('#stage :is(input, button, canvas), .compare input')]
             .filter(e => !(e.getAttribute('aria-label') || e.closest('label')?.textContent.trim()
                            || e.textContent.trim()))
             .map(e => e.outerHTML)"""
     )
     assert nameless == []
-    # Arrow keys turn the head and move the light.
+    # Arrow keys move the bar between photo and face, turn the head and move the light.
+    bar = page.get_by_role("slider", name="Between the photo and the face by CEST")
+    drawn = page.get_by_role("img", name="The photo with the face by CEST drawn over it")
+    before = drawn.evaluate("image => getComputedStyle(image).clipPath")
+    bar.focus()
+    page.keyboard.press("ArrowRight")
+    assert drawn.evaluate("image => getComputedStyle(image).clipPath") != before
     page.locator("#cest-view canvas.mesh").focus()
     page.keyboard.press("ArrowRight")
     assert float(page.locator("#stage input[name=yaw]").input_value()) > 0
@@ -361,7 +379,11 @@ def test_a_phone_a_keyboard_and_a_screen_reader(app: RunningApp, browser: Browse
     context.close()
 
 
-def test_screenshots_are_small_enough_to_keep() -> None:
-    for path in (ROOT / "docs" / "screenshots").glob("*"):
-        assert path.stat().st_size <= 300 * 1024, path.name
-        Image.open(io.BytesIO(path.read_bytes())).verify()
+def test_screenshots_are_there_and_small_enough_to_keep() -> None:
+    shown = re.findall(r"\(docs/screenshots/(.*?)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert shown
+    for name in {*shown, "desktop.jpg", "phone.jpg"}:
+        path = ROOT / "docs" / "screenshots" / name
+        assert path.stat().st_size <= 300 * 1024, name
+        with Image.open(path) as picture:
+            assert np.ptp(np.asarray(picture)) > 200, name

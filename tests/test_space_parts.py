@@ -1,13 +1,19 @@
 """The Space's parts without a browser or a server: sessions, requests, the chain, a lent GPU."""
 
 import base64
+import contextlib
 import importlib
+import inspect
+import multiprocessing
 import os
 import pickle
 import sys
 import threading
 import time
 import types
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,7 +31,7 @@ from cest.geometry import sh_basis
 from cest.lighting import LightError
 from cest.modeling import FaceEstimator
 from cest.photo import PhotoError
-from cest.reconstruction import Reconstructor
+from cest.reconstruction import NoFaceError, Reconstruction, Reconstructor
 from cest.space import gpu, photo_tab, studio
 from cest.space import sessions as sessions_module
 from cest.space.answers import TROUBLE, RequestError, answered
@@ -33,7 +39,7 @@ from cest.space.chain import draw_chain
 from cest.space.expressions import expression_basis
 from cest.space.photo_tab import PhotoTab
 from cest.space.sessions import Sessions
-from cest.space.studio import Light, Studio, expression_amounts, square_on
+from cest.space.studio import Light, Result, Studio, expression_amounts, named, square_on
 
 PHOTO = str(photo_tab.ASSETS / "astronaut.jpg")
 
@@ -85,8 +91,9 @@ def test_who_leaves_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     sessions = Sessions(tmp_path)
     with sessions.visit("a") as session:
         session.new_folder("results")
+        session.ask("clip", "clip.mp4")
         sessions.end("a")
-        assert session.stopped.is_set()
+        assert not session.runs["clip"].wanted
         session.new_folder("results")
     assert not list(tmp_path.iterdir())
 
@@ -122,16 +129,43 @@ def test_a_session_keeps_the_last_of_a_kind(tmp_path: Path) -> None:
         other = session.new_folder("clips")
         folders = [session.new_folder("light", keep=2) for _ in range(4)]
         assert [folder.exists() for folder in folders] == [False, False, True, True]
-        session.pixels, stopped = np.zeros((2, 2, 3)), session.stopped
+        session.pixels = np.zeros((2, 2, 3))
+        session.ask("refinement", 20)
+        session.ask("clip", "clip.mp4")
         session.start_over()
         assert folders[-1].exists() and other.exists() and session.pixels is None
-        assert stopped.is_set() and not session.stopped.is_set()
+        assert not session.runs["refinement"].wanted and session.runs["clip"].wanted
 
 
 def test_requests_without_a_key_share_nothing(tmp_path: Path) -> None:
     sessions = Sessions(tmp_path)
     with sessions.visit(None) as one, sessions.visit(None) as other:
         assert one.folder != other.folder
+
+
+def test_a_run_that_is_called_off_takes_no_later_one_along(tmp_path: Path) -> None:
+    with Sessions(tmp_path).visit("a") as session:
+        session.ask("photo", "one.jpg")
+        with session.running("photo") as first:
+            assert session.call_off("photo") and not session.call_off("photo")
+            session.ask("photo", "one.jpg")
+            with session.running("photo") as second:
+                assert not first.wanted and second.wanted
+        session.ask("photo", "two.jpg")
+        assert session.call_off("photo")
+        with session.running("photo") as run:  # it waited for its turn
+            assert run is None
+
+
+def test_the_same_wish_again_is_done_once(tmp_path: Path) -> None:
+    with Sessions(tmp_path).visit("a") as session:
+        session.ask("refinement", 20)
+        session.ask("refinement", 20)
+        with session.running("refinement") as run, session.running("refinement") as again:
+            session.ask("refinement", 20)
+            assert run.wanted and again is None
+            session.ask("refinement", 40)  # but another takes its place
+            assert not run.wanted and session.runs["refinement"].wanted
 
 
 # -- requests ------------------------------------------------------------------------------------
@@ -179,7 +213,8 @@ def test_answers_are_one_sentence_of_text_without_paths(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuse(path: str) -> None:
-        raise PhotoError(f"{path} is no photo.")
+        with named(path):
+            raise NoFaceError(f"{path} is no photo.")
 
     def yield_and_fail(path: str):
         yield 1
@@ -188,9 +223,11 @@ def test_answers_are_one_sentence_of_text_without_paths(
     with pytest.raises(gr.Error) as caught:
         answered(refuse)("/tmp/secret/<b>me.png")
     assert caught.value.message == "&lt;b&gt;me.png is no photo."
+    assert answered(refuse, str.upper)("/tmp/secret/me.png") == "ME.PNG IS NO PHOTO."
     with pytest.raises(gr.Error) as caught:
         list(answered(yield_and_fail)("/tmp/secret"))
     assert caught.value.message == TROUBLE
+    assert list(answered(yield_and_fail, str.upper)("/tmp/secret")) == [1, TROUBLE.upper()]
     assert "ZeroDivisionError" in caplog.text  # for the one who runs the server
 
 
@@ -212,21 +249,18 @@ def test_both_models_answer_and_refine_gives_way(face_model: FaceModel, photo: n
     assert set(result.faces) == set(result.seconds) == {"CEST", "IEST"}
     shares, free = [], []
 
-    def told(share: float) -> None:
+    def told(share: float) -> bool:
         shares.append(share)
         free.append(shared.turn.acquire(blocking=False))
         shared.turn.release()
+        return True
 
     refined = shared.refine(result, 3, told)
     assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
     assert all(free)  # others could have had their turn
     assert refined.faces["CEST"].refined == 3 and result.faces["CEST"].refined == 0
 
-    def stop(share: float) -> None:
-        raise RequestError("Stopped.")
-
-    with pytest.raises(RequestError, match="Stopped"):
-        shared.refine(result, 3, stop)
+    assert shared.refine(result, 3, lambda share: False) is None
     assert not shared.turn.locked()
 
 
@@ -240,31 +274,96 @@ def test_own_light_is_as_bright_as_the_photos(face_model: FaceModel, photo: np.n
     assert right[3] > 0.5 * right.abs().max() and abs(float(right[2])) < 1e-6
 
 
-def test_a_lent_gpu_is_asked_with_what_can_be_sent(
-    face_model: FaceModel, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ZeroGPU runs a function in another process: what goes in and comes out is pickled."""
-    calls = []
+@pytest.fixture
+def lent_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """A stand-in for ZeroGPU: what is marked for the GPU runs in a process that is forked off.
 
-    def lent(function):
-        def run(*arguments):
-            calls.append(function.__name__)
-            return pickle.loads(pickle.dumps(function(*pickle.loads(pickle.dumps(arguments)))))
+    What goes in and comes out is pickled, a generator's values as they come, and a generator that
+    is closed here is closed there after its next value. Yields what was called, with the largest
+    number of bytes that were sent at a time.
+    """
+    fork, calls = multiprocessing.get_context("fork"), []
 
-        return run
+    def lent(function: Callable) -> Callable:
+        def there(arguments: bytes, pipe: Connection, closed: Event) -> None:
+            torch.set_num_threads(1)  # a pool of threads does not live through a fork
+            said = function(*pickle.loads(arguments))
+            for value in said if inspect.isgeneratorfunction(function) else [said]:
+                if closed.is_set():
+                    break
+                pipe.send_bytes(pickle.dumps(value))
+            pipe.close()
+
+        def values(*arguments: object) -> Iterator[object]:
+            sent = pickle.dumps(arguments)
+            calls.append((function.__name__, len(sent)))
+            (here, pipe), closed = fork.Pipe(duplex=False), fork.Event()
+            process = fork.Process(target=there, args=(sent, pipe, closed))
+            process.start()
+            pipe.close()
+            try:
+                with contextlib.suppress(EOFError):
+                    while True:
+                        yield pickle.loads(here.recv_bytes())
+            finally:
+                closed.set()
+                process.join(60)
+                assert process.exitcode == 0
+
+        def value(*arguments: object) -> object:
+            (only,) = values(*arguments)
+            return only
+
+        return values if inspect.isgeneratorfunction(function) else value
 
     monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=lent))
     importlib.reload(gpu)
     monkeypatch.setattr(studio, "on_gpu", gpu.on_gpu)
-    try:
-        shared = make_studio(face_model)
-        face = shared.reconstruct_photo(photo).faces["IEST"]
-    finally:
-        monkeypatch.delitem(sys.modules, "spaces")
-        importlib.reload(gpu)
-    assert calls == ["estimate"]
-    assert face.overlay().size == (100, 120)
+    yield calls
+    monkeypatch.delitem(sys.modules, "spaces")
+    importlib.reload(gpu)
     assert gpu.on_gpu(len) is len
+
+
+def test_a_lent_gpu_is_another_process(
+    face_model: FaceModel,
+    photo: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lent_gpu: list[tuple[str, int]],
+) -> None:
+    """Progress comes from it, and a stop gets there."""
+    steps = tmp_path / "steps"
+
+    def refine(
+        self: Reconstructor, face: Reconstruction, count: int, progress: Callable
+    ) -> Reconstruction:  # no gradients: torch does not take them in a fork of a process with some
+        for step in range(1, count + 1):
+            with steps.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(0.02)
+            progress(step, 0.0)
+        light = face.parameters.illumination + 1
+        return face.with_factors(illumination=light)
+
+    monkeypatch.setattr(Reconstructor, "refine", refine)
+    shared, shares = make_studio(face_model), []
+    result = shared.reconstruct_photo(photo)
+    assert result.faces["IEST"].overlay().size == (100, 120)
+    refined = shared.refine(result, 2, lambda share: not shares.append(share))
+    assert shares == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1])
+    done = steps.read_text().split()
+    assert len(done) == 4 and str(os.getpid()) not in done
+    for name, face in result.faces.items():
+        assert refined.faces[name].refined == 2
+        light = refined.faces[name].parameters.illumination
+        assert torch.equal(light, face.parameters.illumination + 1)
+        assert refined.faces[name].face_model is face.face_model  # not a copy for each visitor
+
+    assert shared.refine(result, 200, lambda share: share < 0.05) is None
+    assert len(steps.read_text().split()) - len(done) < 200  # of 400; 20 are what was wanted
+    assert [name for name, _ in lent_gpu] == ["estimate", "refine", "refine"]
+    assert max(size for _, size in lent_gpu) < 5_000_000
 
 
 # -- the photo tab -------------------------------------------------------------------------------
@@ -276,12 +375,17 @@ def make_tab(face_model: FaceModel, folder: Path) -> tuple[PhotoTab, gr.Request]
     return tab, types.SimpleNamespace(session_hash="a")
 
 
+def give(tab: PhotoTab, request: gr.Request) -> dict:
+    tab.photo_change(PHOTO, request)
+    return tab.photo_turn(request)
+
+
 def test_another_photo_waits_for_files_that_are_written(
     face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tab, request = make_tab(face_model, tmp_path)
-    list(tab.photo_change(PHOTO, request))
-    next_photo = threading.Thread(target=lambda: next(tab.photo_change(PHOTO, request)))
+    give(tab, request)
+    next_photo = threading.Thread(target=lambda: tab.photo_change(PHOTO, request))
     write, alive = photo_tab.write_downloads, []
 
     def write_meanwhile(*arguments: object) -> list[Path]:
@@ -300,17 +404,71 @@ def test_another_photo_waits_for_files_that_are_written(
     assert tab.write_files(request) == [None, None]
 
 
-def test_a_face_of_the_photo_before_is_not_shown(face_model: FaceModel, tmp_path: Path) -> None:
+def test_a_face_of_the_photo_before_is_not_shown(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor one whose search was cancelled; and Cancel says nothing when there is nothing to."""
     tab, request = make_tab(face_model, tmp_path)
-    work = tab.photo_change(PHOTO, request)
-    assert next(work)[tab.status] == photo_tab.LOOKING
+    nothing, reconstruct = {tab.status: gr.skip()}, tab.studio.reconstruct
+    meanwhile: list[Callable[[], dict]] = []
+
+    def reconstruct_slowly(*arguments: object) -> Result:
+        if meanwhile:
+            meanwhile.pop()()
+        return reconstruct(*arguments)
+
+    monkeypatch.setattr(tab.studio, "reconstruct", reconstruct_slowly)
+    for happens in (
+        lambda: tab.cancel_click(request),
+        lambda: tab.photo_change(f"{PHOTO}?", request),
+    ):
+        meanwhile.append(happens)
+        assert tab.photo_change(PHOTO, request)[tab.status] == photo_tab.LOOKING
+        assert tab.photo_turn(request) == nothing and not meanwhile
+    tab.photo_change(PHOTO, request)
     assert tab.cancel_click(request)[tab.status] == photo_tab.CANCELLED
-    assert all(tab.results not in shown for shown in work)
-    assert tab.cancel_click(request) == {tab.status: gr.skip()}
-    (_, shown) = tab.photo_change(PHOTO, request)
-    assert shown[tab.status].startswith("Everything on this page took")
-    assert tab.cancel_click(request) == {tab.status: gr.skip()}
+    assert tab.photo_turn(request) == nothing  # it waited for its turn
+    assert tab.cancel_click(request) == nothing
+    assert give(tab, request)[tab.status].startswith("Everything on this page took")
+    assert tab.photo_turn(request) == tab.cancel_click(request) == nothing
+
+
+def test_a_choice_that_is_cancelled_leaves_the_face_before(
+    face_model: FaceModel, tmp_path: Path
+) -> None:
+    tab, request = make_tab(face_model, tmp_path)
+    give(tab, request)
+    with tab.sessions.visit("a") as session:
+        before = session.result
+    event = types.SimpleNamespace(_data={"face": 0})
+    tab.picker_choose(event, request)
+    assert tab.cancel_click(request)[tab.status] == photo_tab.UNCHANGED
+    assert tab.picker_turn(request) == {tab.status: gr.skip()} and session.result is before
+    tab.picker_choose(event, request)
+    assert tab.results in tab.picker_turn(request) and session.result is not before
+
+
+def test_a_stop_ends_the_refinement_that_goes_on_and_no_later_one(
+    face_model: FaceModel, tmp_path: Path
+) -> None:
+    tab, request = make_tab(face_model, tmp_path)
+    give(tab, request)
+    shares: list[float] = []
+
+    def stop_and_ask_again(share: float, desc: str) -> None:
+        shares.append(share)
+        if share == 0.1:
+            assert tab.stop_click(request) == photo_tab.UNCHANGED
+            assert tab.refine_click(20, request) == photo_tab.REFINING
+
+    tab.refine_click(5, request)
+    assert tab.refine_turn(request, stop_and_ask_again) == {tab.status: gr.skip()}
+    assert shares == [0.1]
+    tab.refine_click(20, request)  # a double-click
+    shown = tab.refine_turn(request, lambda share, desc: shares.append(share))
+    assert shown[tab.status].startswith("Refined in") and len(shares) == 1 + 2 * 20
+    assert tab.refine_turn(request) == {tab.status: gr.skip()}
+    assert tab.stop_click(request) == gr.skip()
 
 
 def test_what_is_wrong_with_a_photo_becomes_the_status(
@@ -318,7 +476,8 @@ def test_what_is_wrong_with_a_photo_becomes_the_status(
 ) -> None:
     tab, request = make_tab(face_model, tmp_path)
     (tmp_path / "diary.jpg").write_text("Dear diary")
-    *_, shown = answered(tab.photo_change, tab._nothing)(str(tmp_path / "diary.jpg"), request)
+    tab.photo_change(str(tmp_path / "diary.jpg"), request)
+    shown = answered(tab.photo_turn, tab._nothing)(request)
     assert shown[tab.status].startswith("diary.jpg is not a picture")
     assert tab.cancel_click(request) == {tab.status: gr.skip()}
 
@@ -330,7 +489,7 @@ def test_a_photo_that_is_gone_is_said_so(face_model: FaceModel, tmp_path: Path) 
         lambda: tab.stage_settle(event, request),
         lambda: tab.donor_change(PHOTO, request),
         lambda: tab.refine_click(20, request),
-        lambda: list(tab.picker_choose(event, request)),
+        lambda: (tab.picker_choose(event, request), tab.picker_turn(request)),
     ):
         with pytest.raises(RequestError, match="gone from the server"):
             call()
@@ -340,7 +499,7 @@ def test_a_second_photo_without_a_face_leaves_the_light_that_was_borrowed(
     face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tab, request = make_tab(face_model, tmp_path)
-    list(tab.photo_change(PHOTO, request))
+    give(tab, request)
     assert tab.donor_change(PHOTO, request)["use_borrowed"]
     monkeypatch.setattr(OneFace, "detect", lambda self, photo: [])
     with pytest.raises(PhotoError):

@@ -27,24 +27,19 @@ TROUBLE = "Something went wrong on the server; try again, or try another photo."
 def answered(function: Callable, shown: Callable[[str], Any] | None = None) -> Callable:
     """Turns what goes wrong in an event's function, or generator, into one sentence.
 
-    A file is known to a person by its name, not by where the server keeps it; and a name is text,
-    whereas Gradio takes a message for HTML.
+    The names in it are text, whereas Gradio takes a message for HTML.
 
-    shown: what a generator is to yield last for a sentence, instead of an error, which would leave
-    on the page what was yielded before.
+    shown: what is returned, or yielded last, for a sentence, instead of an error, which would leave
+    on the page what was there before.
     """
 
-    def sentence(error: Exception, arguments: tuple) -> gr.Error:
+    def sentence(error: Exception) -> gr.Error:
         if isinstance(error, gr.Error):
             return error
         if not isinstance(error, EXPECTED):
             logger.error("%s failed", function.__name__, exc_info=error)
             return gr.Error(TROUBLE, print_exception=False)
-        text = str(error)
-        for argument in arguments:
-            if isinstance(argument, str) and "/" in argument:
-                text = text.replace(argument, argument.rpartition("/")[2])
-        return gr.Error(html.escape(text, quote=False), print_exception=False)
+        return gr.Error(html.escape(str(error), quote=False), print_exception=False)
 
     if inspect.isgeneratorfunction(function):
 
@@ -53,10 +48,9 @@ def answered(function: Callable, shown: Callable[[str], Any] | None = None) -> C
             try:
                 yield from function(*arguments, **named)
             except Exception as error:
-                said = sentence(error, arguments)
                 if shown is None:
-                    raise said from None
-                yield shown(said.message)
+                    raise sentence(error) from None
+                yield shown(sentence(error).message)
 
     else:
 
@@ -65,6 +59,8 @@ def answered(function: Callable, shown: Callable[[str], Any] | None = None) -> C
             try:
                 return function(*arguments, **named)
             except Exception as error:
-                raise sentence(error, arguments) from None
+                if shown is None:
+                    raise sentence(error) from None
+                return shown(sentence(error).message)
 
     return wrapper

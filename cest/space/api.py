@@ -176,14 +176,15 @@ class Api:
             raise RequestError("Steps are a number from 1 to 300.")
         result = self._face(photo, model, face)
         with self.sessions.visit(request.session_hash) as session:
-            stopped = session.stopped
 
-        def told(share: float) -> None:
-            if stopped.is_set():
-                raise RequestError("Stopped.")
-            progress(share)
+            def told(share: float) -> bool:
+                progress(share)
+                return not session.over
 
-        return self._everything(self.studio.refine(result, int(steps), told), model, request)
+            refined = self.studio.refine(result, int(steps), told)
+        if refined is None:
+            raise RequestError("Stopped.")
+        return self._everything(refined, model, request)
 
     def relight(
         self,

@@ -1,6 +1,7 @@
-"""The page's own components: the stage with the 3D faces, and the picker of a face.
+"""The page's own components: the stage with the 3D faces, the picker of a face, and a slider
+between two pictures.
 
-Their markup, style and script lie beside this module, in stage.* and picker.*.
+Their markup, style and script lie beside this module, in stage.*, picker.* and compare.*.
 """
 
 from pathlib import Path
@@ -12,8 +13,9 @@ from gradio.data_classes import FileData
 HERE = Path(__file__).parent
 
 
-def own_component(name: str, **options: Any) -> gr.HTML:
-    """ "stage" or "picker". Its value is what its script is given: a dictionary, or None."""
+def own_component(name: str, elem_id: str | None = None, **options: Any) -> gr.HTML:
+    """ "stage", "picker" or "compare". Its value is what its script is given: a dictionary, or
+    None. elem_id: by default its name."""
     markup, style, script = (
         (HERE / f"{name}.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js")
     )
@@ -22,7 +24,7 @@ def own_component(name: str, **options: Any) -> gr.HTML:
         css_template=style,
         js_on_load=script,
         apply_default_css=False,
-        elem_id=name,
+        elem_id=elem_id or name,
         **options,
     )
 

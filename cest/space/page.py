@@ -22,9 +22,14 @@ SESSIONS_KEPT = 200
 INTRODUCTION = """
 # One photo to a relightable 3D face
 
-A photo is explained by viewpoint *v*, shape *S*, reflectance *R* and light *ℓ*. **CEST** estimates
-them one after the other, each given what is known by then. **IEST**, the control experiment,
-estimates each from the photo alone.
+Give a photo of a face: turn it in 3D, move the light, make it smile, take the mesh away.
+"""
+ABOUT = """
+**About.** A face is explained by viewpoint, shape, reflectance and light. **CEST** estimates them
+one after the other, each given what is known by then; **IEST**, the control experiment, estimates
+each from the photo alone. Both are small models: fine detail is missing, turned, young or hidden
+faces come out worse, and skin tone cannot be told from the brightness of the light; the figures and
+limits are on their cards, under `model_card/` in the repository.
 """
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
@@ -40,6 +45,7 @@ def build(studio: Studio) -> gr.Blocks:
             PhotoTab(studio, sessions)
         with gr.Tab("Video"):
             VideoTab(studio, sessions)
+        gr.Markdown(ABOUT, elem_id="about")
         Api(studio, sessions)
 
         def leave(request: gr.Request) -> None:

@@ -1,15 +1,15 @@
 """The photo tab: what a visitor sees of one photo, and what happens when something is chosen."""
 
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop
@@ -20,25 +20,28 @@ from cest.space.chain import draw_chain
 from cest.space.components import own_component, served, status_line
 from cest.space.downloads import write_downloads
 from cest.space.expressions import expression_basis
-from cest.space.sessions import Session, Sessions
+from cest.space.sessions import Run, Session, Sessions
 from cest.space.studio import Light, Studio, expression_amounts, square_on
 
 ASSETS = Path(__file__).parent.parent / "assets"
+EXAMPLE = str(ASSETS / "astronaut.jpg")
 JPEG = {"format": "JPEG", "quality": 90}
 
 START = "Give a photo, or take the example. Results come in seconds and are removed after an hour."
 WELCOME = """
 ### What you will see
 
-- **The face over the photo**, with a slider between the two.
-- **Both faces in 3D**, side by side in one view: turn them, change the light, change the
-  expression. What stays as it was when only one thing is changed has been told apart.
-- **What each estimate was given**: the chain from viewpoint to light.
-- **Where the rendering differs** from the photo, and by how much.
-- **The files**: meshes, textures, parameters.
+- **The face drawn over the photo**, by two models, with a slider between the two.
+- **Both faces in 3D**: turn them, move the light, change the expression. What stays as it was when
+  one thing is changed has been told apart from it.
+- **How it came about**: what each estimate was given, and where the result differs from the photo.
+- **Files to take away**: meshes, textures, parameters.
 """
 LOOKING = "Looking for faces …"
 CANCELLED = "Cancelled; give a photo again."
+REFINING = "Refining …"
+UNCHANGED = "Stopped; everything is as it was."
+CHOSEN = "Reconstructing …"
 DRAW = "Draw a square."
 GONE = "The photo is gone from the server; give it again."
 NO_FACE = "No face was found in the photo. Draw a square around the face, and it will do."
@@ -62,14 +65,14 @@ class PhotoTab:
                 # As it was uploaded, whatever it is: `cest` knows more pictures than Gradio, and
                 # says better what is wrong with one.
                 self.photo.preprocess = lambda file: file and file.path
-                gr.Examples(
-                    [[str(ASSETS / "astronaut.jpg")]],
-                    self.photo,
-                    label="Example: Eileen Collins (NASA, public domain)",
-                    api_name=None,
+                self.example = gr.Button(
+                    "Example: Eileen Collins (NASA)",
+                    icon=EXAMPLE,
+                    size="sm",
+                    elem_id="example",
                 )
                 self.status = status_line(START, "status")
-                self.cancel = gr.Button("Cancel", size="sm", elem_id="cancel")
+                self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
             with gr.Column(scale=3, min_width=300):
                 self.picker = own_component("picker", visible=False)
                 self.welcome = gr.Markdown(WELCOME, elem_id="welcome")
@@ -77,15 +80,10 @@ class PhotoTab:
                     self.figures, self.overlays = {}, {}
                     for name in self.names:
                         with gr.Column(min_width=280):
-                            self.figures[name] = gr.Markdown(elem_classes="figures")
-                            self.overlays[name] = gr.ImageSlider(
-                                label=f"{name}: photo | face drawn over it",
-                                max_height=380,
-                                slider_position=50,
-                                interactive=False,
-                                buttons=["fullscreen"],
-                                elem_id=f"{name.lower()}-overlay",
+                            self.overlays[name] = own_component(
+                                "compare", f"{name.lower()}-overlay", elem_classes="overlay"
                             )
+                            self.figures[name] = gr.Markdown(elem_classes="figures")
         with gr.Column(visible=False, elem_id="results") as self.results:
             gr.Markdown("## In three dimensions")
             self.stage = own_component("stage", server_functions=[self._expressions()])
@@ -99,22 +97,19 @@ class PhotoTab:
                 with gr.Row():
                     self.refine = gr.Button("Refine", size="md", min_width=120)
                     self.stop = gr.Button("Stop", size="md", min_width=120)
-            with gr.Accordion("Borrow the light of a second photo", open=False), gr.Row():
+            with gr.Accordion("Borrow the light of a second photo", open=False):
+                gr.Markdown(
+                    "The light that each model estimates on the second photo's largest face "
+                    "is put on the first: choose *Second photo* under *Light*."
+                )
                 self.donor = gr.Image(
                     label="Second photo",
                     type="filepath",
                     height=200,
-                    scale=1,
-                    min_width=220,
                     sources=["upload", "webcam", "clipboard"],
                     elem_id="donor",
                 )
                 self.donor.preprocess = lambda file: file and file.path
-                gr.Markdown(
-                    "The light that each model estimates on the second photo's largest face "
-                    "is put on the first: choose *Second photo* under *Light*.",
-                    elem_classes="beside",
-                )
             gr.Markdown(
                 "## What was estimated, given what\n"
                 "An arrow says: this was given to that. Below each estimate is what its network "
@@ -161,6 +156,7 @@ class PhotoTab:
             self.picker,
             self.welcome,
             self.status,
+            self.cancel,
             self.overlays_row,
             self.results,
             self.stage,
@@ -172,23 +168,47 @@ class PhotoTab:
             *self.downloads.values(),
         ]
         private = {"api_visibility": "private", "show_progress": "hidden"}
+        self.example.click(self.example_click, None, self.photo, **private, queue=False)
+        # What takes long is asked for at once, and done when its turn comes.
+        at_once = private | {"queue": False, "trigger_mode": "multiple"}
+        in_turn = {"api_visibility": "private", "trigger_mode": "multiple"}
+        # Not "full": its spinner would lie over what is below a line of text, such as Cancel.
+        on_status = {"show_progress": "minimal", "show_progress_on": self.status}
         photo = self.photo.change(
-            answered(self.photo_change, self._nothing),
+            answered(self.photo_change),
             self.photo,
             self.shown,
-            api_visibility="private",
-            show_progress_on=[self.status],
+            **at_once | {"trigger_mode": "always_last"},  # in the order in which they are given
+        ).success(
+            answered(self.photo_turn, self._nothing),
+            None,
+            self.shown,
+            **in_turn,
+            **on_status,
             concurrency_id="photos",
         )
         choice = self.picker.choose(
-            answered(self.picker_choose, lambda sentence: {self.status: sentence}),
+            answered(self.picker_choose), None, [self.status, self.cancel], **at_once
+        ).success(
+            answered(self.picker_turn, self._as_it_was),
             None,
             self.shown,
-            api_visibility="private",
-            show_progress_on=[self.status],
+            **in_turn,
+            **on_status,
             concurrency_id="photos",
         )
-        for event in (photo, choice):
+        refining = self.refine.click(
+            answered(self.refine_click), self.steps, self.status, **at_once
+        ).success(
+            answered(self.refine_turn, lambda sentence: {self.status: sentence}),
+            None,
+            self.shown,
+            **in_turn,
+            show_progress_on=self.steps,
+            concurrency_id="refinements",
+            concurrency_limit=1,
+        )
+        for event in (photo, choice, refining):
             event.success(
                 answered(self.write_files),
                 None,
@@ -196,14 +216,8 @@ class PhotoTab:
                 **private,
                 concurrency_id="photos",
             )
-        self.cancel.click(
-            answered(self.cancel_click),
-            None,
-            self.shown,
-            cancels=[photo, choice],
-            **private,
-            queue=False,
-        )
+        self.cancel.click(answered(self.cancel_click), None, self.shown, **at_once)
+        self.stop.click(answered(self.stop_click), None, self.status, **at_once)
         self.stage.settle(
             answered(self.stage_settle),
             None,
@@ -211,25 +225,6 @@ class PhotoTab:
             **private,
             trigger_mode="always_last",
             concurrency_id="photos",
-        )
-        refining = self.refine.click(
-            answered(self.refine_click),
-            self.steps,
-            self.shown,
-            api_visibility="private",
-            show_progress_on=self.steps,
-            concurrency_id="refinements",
-            concurrency_limit=1,
-        )
-        refining.success(
-            answered(self.write_files),
-            None,
-            list(self.downloads.values()),
-            **private,
-            concurrency_id="photos",
-        )
-        self.stop.click(
-            answered(self.stop_click), None, None, cancels=refining, **private, queue=False
         )
         self.donor.change(
             answered(self.donor_change),
@@ -242,46 +237,67 @@ class PhotoTab:
 
     # -- events --------------------------------------------------------------------------------
 
-    def photo_change(self, photo: str | None, request: gr.Request) -> Iterator[dict]:
-        """Another photo: the largest face is reconstructed at once, others are offered."""
-        start = time.perf_counter()
-        with self.sessions.visit(request.session_hash) as session:
-            session.start_over()
-            if photo is None:
-                yield self._nothing(START)
-                return
-            with session.running() as run:
-                yield self._nothing(LOOKING)
-                pixels = self.studio.read(photo)
-                faces = self.studio.find(pixels)
-                with session.writing:
-                    if session.run is not run:
-                        return
-                    session.pixels, session.faces = pixels, faces
-                    offered = None if faces else self._offer(session, None)
-                if offered:
-                    shown = self._nothing(DRAW) | {self.picker: offered}
-                else:
-                    shown = self._reconstructed(session, run, pixels, faces[0].crop, 0, start)
-            yield shown
+    def example_click(self) -> str:
+        """The example, as if it had been uploaded; uploads are removed after an hour."""
+        return save_file_to_cache(EXAMPLE, self.photo.GRADIO_CACHE)
 
-    def cancel_click(self, request: gr.Request) -> dict:
-        """The search for a face ends, and with it what there was of the photo."""
+    def photo_change(self, photo: str | None, request: gr.Request) -> dict:
+        """Another photo, or none: what there was of the one before goes."""
         with self.sessions.visit(request.session_hash) as session:
-            if session.run is None:
+            if photo is not None and session.wants("photo", photo):  # Gradio may say it twice
                 return {self.status: gr.skip()}
             session.start_over()
-            return self._nothing(CANCELLED)
+            if photo is None:
+                return self._nothing(START)
+            session.ask("photo", photo)
+            return self._nothing(LOOKING)
 
-    def picker_choose(self, event: gr.EventData, request: gr.Request) -> Iterator[dict]:
-        """A face was clicked, or a square drawn where no face was found."""
+    def photo_turn(self, request: gr.Request) -> dict:
+        """The largest face is reconstructed at once, others are offered."""
         start = time.perf_counter()
+        visit = self.sessions.visit(request.session_hash)
+        with visit as session, session.running("photo") as run:
+            if run is None:
+                return {self.status: gr.skip()}
+            pixels = self.studio.read(run.wish)
+            faces = self.studio.find(pixels)
+            with session.writing:
+                if not (run.wanted if faces else run.end()):
+                    return {self.status: gr.skip()}
+                session.pixels, session.faces = pixels, faces
+                if not faces:
+                    return self._nothing(DRAW) | {self.picker: self._offer(session, None)}
+            return self._reconstructed(session, run, pixels, faces[0].crop, 0, start)
+
+    def cancel_click(self, request: gr.Request) -> dict:
+        """The search for a face ends; or the choice of one, and the one before stays."""
         with self.sessions.visit(request.session_hash) as session:
+            if session.call_off("photo"):
+                session.start_over()
+                return self._nothing(CANCELLED)
+            stopped = session.call_off("choice")
+            return self._as_it_was(UNCHANGED) if stopped else {self.status: gr.skip()}
+
+    def picker_choose(self, event: gr.EventData, request: gr.Request) -> tuple:
+        """A face was clicked, or a square drawn where no face was found."""
+        with self.sessions.visit(request.session_hash) as session:
+            session.call_off("refinement")
+            session.call_off("light")
+            session.ask("choice", event._data or {})
+            return CHOSEN, gr.update(visible=True)
+
+    def picker_turn(self, request: gr.Request) -> dict:
+        """What was chosen is reconstructed."""
+        start = time.perf_counter()
+        visit = self.sessions.visit(request.session_hash)
+        with visit as session, session.running("choice") as run:
+            if run is None:
+                return {self.status: gr.skip()}
             with session.writing:
                 pixels, faces = session.pixels, session.faces
             if pixels is None:
                 raise RequestError(GONE)
-            choice = event._data or {}
+            choice = run.wish
             if "square" in choice:
                 # Drawn from brow to chin, that is around the landmarks.
                 index, drawn = None, square_on(pixels, choice["square"])
@@ -291,9 +307,7 @@ class PhotoTab:
                 crop = faces[index].crop
             else:
                 raise RequestError("That is no face of this photo; choose another.")
-            with session.running() as run:
-                shown = self._reconstructed(session, run, pixels, crop, index, start)
-            yield shown
+            return self._reconstructed(session, run, pixels, crop, index, start)
 
     def stage_settle(self, event: gr.EventData, request: gr.Request) -> list:
         """Light or expression came to rest: the photo is drawn with them."""
@@ -317,57 +331,65 @@ class PhotoTab:
                         light = session.borrowed.faces[name].illumination
                     with self.studio.turn:
                         picture = posed.relight(light)
-                    pairs.append(self._pair(face, picture, folder / f"{name.lower()}.jpg"))
+                    pairs.append(self._pair(name, face, picture, folder))
                 return pairs
 
     def donor_change(self, donor: str | None, request: gr.Request) -> Mapping | None:
         """A second photo: its largest face's light, by each model."""
         with self.sessions.visit(request.session_hash) as session:
-            if donor is None and session.borrowed is None:
-                return gr.skip()
-            if session.result is None:
-                raise RequestError(GONE)
-            choice, borrowed = session.choice, None
-            if donor is not None:
-                borrowed = self.studio.reconstruct_photo(self.studio.read(donor))
-            with session.writing:
-                if session.result is None or session.choice != choice:  # there is another photo
+            session.ask("light", donor)
+            with session.running("light") as run:
+                if run is None or (donor is None and session.borrowed is None):
                     return gr.skip()
-                session.borrowed = borrowed
-                return self._on_stage(session)
+                if session.result is None:
+                    raise RequestError(GONE)
+                borrowed = None
+                if donor is not None:
+                    borrowed = self.studio.reconstruct_photo(self.studio.read(donor))
+                with session.writing:
+                    if not run.end():  # there is another photo, or another second one
+                        return gr.skip()
+                    session.borrowed = borrowed
+                    return self._on_stage(session)
 
-    def refine_click(
-        self,
-        steps: float,
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> dict:
-        """The estimates are fitted further to the photo; the view stays as it is."""
+    def refine_click(self, steps: float, request: gr.Request) -> str:
+        """The estimates are to be fitted further to the photo."""
         with self.sessions.visit(request.session_hash) as session:
             if session.result is None:
                 raise RequestError(GONE)
-            start = time.perf_counter()
-            session.stopped = threading.Event()
-            result, stopped = session.result, session.stopped
+            session.ask("refinement", min(300, max(1, int(steps))))
+            return REFINING
 
-            def told(share: float) -> None:
-                if stopped.is_set():
-                    raise RequestError("Stopped; everything is as it was.")
+    def refine_turn(
+        self,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> dict:
+        """The face is another then; the view stays as it is."""
+        start = time.perf_counter()
+        visit = self.sessions.visit(request.session_hash)
+        with visit as session, session.running("refinement") as run:
+            result = session.result
+            if run is None or result is None:
+                return {self.status: gr.skip()}
+
+            def told(share: float) -> bool:
                 progress(share, desc="Refining")
+                return run.wanted
 
-            refined = self.studio.refine(result, min(300, max(1, int(steps))), told)
+            refined = self.studio.refine(result, run.wish, told)
             with session.writing:
-                if session.result is not result:
-                    raise RequestError("There is another photo now; refine that.")
+                if session.result is not result or not run.end():
+                    return {self.status: gr.skip()}
                 session.result = refined
                 shown = self._results(session)
             seconds = time.perf_counter() - start
             return shown | {self.status: f"Refined in {seconds:.1f} s."}
 
-    def stop_click(self, request: gr.Request) -> None:
-        """The refinement ends after its step."""
+    def stop_click(self, request: gr.Request) -> Any:
+        """The refinement ends after its step, or when its turn comes."""
         with self.sessions.visit(request.session_hash) as session:
-            session.stopped.set()
+            return UNCHANGED if session.call_off("refinement") else gr.skip()
 
     def write_files(self, request: gr.Request) -> list:
         """The files to take away are made once the results are on the screen."""
@@ -402,16 +424,21 @@ class PhotoTab:
             self.picker: gr.update(visible=False, value=None),
             self.welcome: gr.update(visible=status == START),
             self.status: status,
+            self.cancel: gr.update(visible=status == LOOKING),
             self.overlays_row: gr.update(visible=False),
             self.results: gr.update(visible=False),
             self.stage: None,
             self.donor: None,
         } | dict.fromkeys(self.downloads.values())
 
+    def _as_it_was(self, status: str) -> dict:
+        """What a page shows of a choice that came to nothing."""
+        return {self.status: status, self.cancel: gr.update(visible=False)}
+
     def _reconstructed(
         self,
         session: Session,
-        run: object,
+        run: Run,
         pixels: np.ndarray,
         crop: SquareCrop,
         index: int | None,
@@ -420,7 +447,7 @@ class PhotoTab:
         """What the page shows of a face that is reconstructed now; nothing if the run is over."""
         result = self.studio.reconstruct(pixels, crop, index or 0)
         with session.writing:
-            if session.run is not run:
+            if not run.end():
                 return {self.status: gr.skip()}
             session.result, session.borrowed = result, None
             session.choice = secrets.token_urlsafe(8)
@@ -430,6 +457,7 @@ class PhotoTab:
         seconds = time.perf_counter() - start
         return shown | {
             self.status: f"Everything on this page took {seconds:.1f} s.",
+            self.cancel: gr.update(visible=False),
             self.picker: picker,
             self.donor: None,
             self.overlays_row: gr.update(visible=True),
@@ -444,7 +472,7 @@ class PhotoTab:
             with self.studio.turn:
                 overlay, chain = face.overlay(), draw_chain(face)
                 error = face.error_map(384, overlay)
-            shown[self.overlays[name]] = self._pair(face, overlay, folder / f"{name}.jpg")
+            shown[self.overlays[name]] = self._pair(name, face, overlay, folder)
             shown[self.chains[name]] = (
                 f'<div class="scroll" tabindex="0" role="group" aria-label="{name}: the chain">'
                 f"{chain}</div>"
@@ -452,7 +480,7 @@ class PhotoTab:
             error.save(folder / f"{name}-error.png")
             shown[self.errors[name]] = str(folder / f"{name}-error.png")
             shown[self.figures[name]] = (
-                f"### {name}\nPhotometric error **{face.photometric_error:.1f}** of 255 · "
+                f"**{name}** · photometric error **{face.photometric_error:.1f}** of 255 · "
                 f"estimated in **{session.result.seconds[name]:.2f} s**"
                 + (f", refined by {face.refined} steps" if face.refined else "")
             )
@@ -502,16 +530,18 @@ class PhotoTab:
             "actions": self.studio.actions,
         }
 
-    def _pair(self, face: Reconstruction, drawn: Image.Image, path: Path) -> tuple[str, str]:
-        """The photo and what is drawn over it, for an image slider: both near the face only."""
+    def _pair(self, name: str, face: Reconstruction, drawn: Image.Image, folder: Path) -> dict:
+        """The photo and what is drawn over it, to be compared: both near the face only."""
         corners = face.crop.corners()
         box = (*np.floor(corners.min(0)), *np.ceil(corners.max(0)))
         limits = (0, 0, *drawn.size)
         box = [int(f(a, b)) for f, a, b in zip((max, max, min, min), box, limits)]
-        before = path.with_name(f"{path.stem}-photo.jpg")
-        Image.fromarray(face.photo).crop(box).save(before, **JPEG)
-        drawn.crop(box).save(path, **JPEG)
-        return str(before), str(path)
+        pair: dict[str, Any] = {"name": name}
+        for what, picture in (("photo", Image.fromarray(face.photo)), ("drawn", drawn)):
+            path = folder / f"{name.lower()}-{what}.jpg"
+            picture.crop(box).save(path, **JPEG)
+            pair[what] = served(path)
+        return pair
 
     def _photo_file(self, session: Session) -> Path:
         """The photo as it is worked on, for the browser."""

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +22,34 @@ SESSIONS_KEPT = 100
 """More visitors than this at a time: who was away the longest has to upload the photo again."""
 
 
+@dataclass(eq=False)
+class Run:
+    """One thing that a visitor asked for: it waits for its turn, goes on, and comes to an end.
+
+    It is called off here, not by Gradio's `cancels`, which may reach the server when the visitor
+    has asked again, and then ends that. wanted: until it is done, is called off, or another takes
+    its place.
+    """
+
+    wish: Any = field(repr=False)
+    wanted: bool = True
+    begun: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def end(self) -> bool:
+        """Returns whether it was wanted until now; only one who asks is told so."""
+        with self._lock:
+            wanted, self.wanted = self.wanted, False
+            return wanted
+
+
 @dataclass
 class Session:
     """One visitor's photo, what was found in it, and a folder for the files made of it.
 
     photo: the file that shows it, and so a name for it; choice: a name for the choice of a face.
-    stopped, clip_stopped: set when the visitor wants no more of a refinement, or of a clip.
-    run: stands for the search for a face that goes on now, if any. writing: held while files
-    are made of what is known of the photo, or that changes; the studio's turn is taken after it.
+    runs: the last of each kind that was asked for. writing: held while files are made of what is
+    known of the photo, or that changes; the studio's turn is taken after it.
     """
 
     folder: Path
@@ -39,11 +60,10 @@ class Session:
     result: Result | None = None
     borrowed: Result | None = None
     meshes: dict[str, Path] = field(default_factory=dict)
-    stopped: threading.Event = field(default_factory=threading.Event, repr=False)
-    clip_stopped: threading.Event = field(default_factory=threading.Event, repr=False)
-    run: object | None = field(default=None, repr=False)
+    runs: dict[str, Run] = field(default_factory=dict)
     writing: threading.RLock = field(default_factory=threading.RLock, repr=False)
     used: float = field(default_factory=time.monotonic)
+    visits: int = 0
     over: bool = False
 
     def new_folder(self, kind: str, keep: int | None = None) -> Path:
@@ -62,27 +82,44 @@ class Session:
         """Remove all files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def ask(self, kind: str, wish: Any) -> None:
+        """A run is to come, in place of any other of its kind; the same wish again, as by a
+        double-click, is no other."""
+        if not self.wants(kind, wish):
+            self.call_off(kind)
+            self.runs[kind] = Run(wish)
+
+    def wants(self, kind: str, wish: Any) -> bool:
+        """Whether this was asked for, and waits or goes on."""
+        run = self.runs.get(kind)
+        return run is not None and run.wanted and run.wish == wish
+
+    def call_off(self, kind: str) -> bool:
+        """A run ends at its next step, or when its turn comes. Returns whether there was one."""
+        return kind in self.runs and self.runs[kind].end()
+
     @contextlib.contextmanager
-    def running(self) -> Iterator[object]:
-        """A search for a face begins, and takes the place of any other; it is `run` until its end,
-        unless another photo has come or it was cancelled."""
-        run = self.run = object()
+    def running(self, kind: str) -> Iterator[Run | None]:
+        """The turn of what was asked for has come; None if it is not wanted or goes on already."""
+        run = self.runs.get(kind)
+        if run is None or run.begun or not run.wanted:
+            yield None
+            return
+        run.begun = True
         try:
             yield run
         finally:
-            with self.writing:
-                if self.run is run:
-                    self.run = None
+            run.end()
 
     def start_over(self) -> None:
-        """Another photo is to come; what else the visitor does goes on.
+        """Another photo is to come; what the visitor does elsewhere goes on.
 
         Files stay until there are newer ones: Gradio may be about to send them.
         """
-        self.stopped.set()
+        for kind in ("photo", "choice", "refinement", "light"):
+            self.call_off(kind)
         with self.writing:
-            self.stopped = threading.Event()
-            self.pixels = self.photo = self.result = self.borrowed = self.run = None
+            self.pixels = self.photo = self.result = self.borrowed = None
             self.faces, self.meshes = [], {}
 
 
@@ -113,6 +150,7 @@ class Sessions:
         with self._lock:
             session = self._sessions.pop(key, new)
             session.used = time.monotonic()
+            session.visits += 1
             self._sessions[key] = session
             crowd = list(self._sessions)[:-SESSIONS_KEPT]
         for name in crowd:
@@ -120,8 +158,11 @@ class Sessions:
         try:
             yield session
         finally:
-            session.used = time.monotonic()
-            if session.over:  # the visitor left meanwhile
+            with self._lock:
+                session.used = time.monotonic()
+                session.visits -= 1
+                left = session.over and not session.visits
+            if left:
                 session.remove()
 
     def tidy(self) -> None:
@@ -150,13 +191,16 @@ class Sessions:
         atexit.register(self.end_all)
 
     def end(self, key: str | None) -> None:
-        """Forget a visitor."""
+        """Forget a visitor; what is still being written goes when that has come to its end."""
         with self._lock:
             session = self._sessions.pop(key, None)
-        if session is not None:
+            if session is None:
+                return
             session.over = True
-            session.stopped.set()
-            session.clip_stopped.set()
+            left = not session.visits
+        for kind in list(session.runs):
+            session.call_off(kind)
+        if left:
             session.remove()
 
     def end_all(self) -> None:

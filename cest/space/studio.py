@@ -1,11 +1,14 @@
 """What every visitor shares: the detector and the models, and what they say of a photo."""
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,11 +18,11 @@ from cest.cropping import SquareCrop
 from cest.detection import DetectedFace, FaceDetector
 from cest.lighting import LightError, directional_light
 from cest.modeling import FaceEstimator, FaceParameters
-from cest.photo import MIN_SIDE, read_photo
+from cest.photo import MIN_SIDE, PhotoError, read_photo
 from cest.reconstruction import Reconstruction, Reconstructor, choose_faces
 from cest.space.answers import RequestError
 from cest.space.gpu import on_gpu
-from cest.video import Clip, open_clip, reconstruct_clip, track
+from cest.video import Clip, VideoError, open_clip, reconstruct_clip, track
 
 LONG_SIDE = 2048
 """Pixels: larger photos are scaled down to this, which bounds a session's memory and its waiting.
@@ -93,6 +96,49 @@ def square_on(pixels: np.ndarray, given: object) -> SquareCrop:
     return square
 
 
+@contextlib.contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """A file is known to a person by its name, not by where the server keeps it."""
+    try:
+        yield
+    except (PhotoError, VideoError) as error:
+        raise type(error)(str(error).replace(str(path), Path(path).name)) from None
+
+
+def step_by_step(work: Callable[[Callable[[Any], None]], Any]) -> Iterator[Any]:
+    """What a function reports through a callback, as it comes; at last what it returns.
+
+    The function, in a thread of its own, goes on when the next is asked for, and is ended at its
+    report when no more is wanted. So a GPU's function can be followed and stopped from another
+    process, which neither a callback nor a flag would reach.
+    """
+    reports, wanted = queue.SimpleQueue(), threading.Semaphore(0)
+    end, closed = object(), False
+
+    def report(value: Any) -> None:
+        reports.put(value)
+        wanted.acquire()
+        if closed:
+            raise GeneratorExit
+
+    def run() -> Any:
+        try:
+            return work(report)
+        finally:
+            reports.put(end)
+
+    with ThreadPoolExecutor(1) as pool:
+        returned = pool.submit(run)
+        try:
+            while (value := reports.get()) is not end:
+                yield value
+                wanted.release()
+        finally:
+            closed = True
+            wanted.release()
+        yield returned.result()
+
+
 def within(value: object, low: float, high: float) -> bool:
     """Whether it is a number, and in these limits; NaN is not."""
     return isinstance(value, (int, float)) and low <= value <= high
@@ -137,19 +183,23 @@ class Studio:
             yield from track(clip, self.reconstructors[name])
 
         @on_gpu
-        def refine(faces: dict[str, Reconstruction], steps: int) -> dict[str, Reconstruction]:
-            refined = {}
-            for number, (name, face) in enumerate(faces.items()):
+        def refine(
+            pixels: np.ndarray, said: dict[str, tuple[SquareCrop, FaceParameters]], steps: int
+        ) -> Iterator[float | dict[str, FaceParameters]]:
+            def work(told: Callable[[float], None]) -> dict[str, FaceParameters]:
+                refined = {}
+                for number, (name, (crop, parameters)) in enumerate(said.items()):
+                    face = self.reconstructors[name].assemble(pixels, crop, parameters)
 
-                def after(step: int, loss: float, number: int = number) -> None:
-                    self._after_step((number + step / steps) / len(faces))
+                    def after(step: int, loss: float, number: int = number) -> None:
+                        told((number + step / steps) / len(said))
 
-                refined[name] = self.reconstructors[name].refine(face, steps, after)
-            return refined
+                    refined[name] = self.reconstructors[name].refine(face, steps, after).parameters
+                return refined
+
+            yield from step_by_step(work)
 
         self._estimate, self._follow, self._refine = estimate, follow, refine
-        self._after_step: Callable[[float], None] = lambda share: None
-        self._refining = threading.Lock()
 
     @property
     def actions(self) -> list[str]:
@@ -159,7 +209,8 @@ class Studio:
 
     def read(self, path: str | Path) -> np.ndarray:
         """A file -> (H, W, 3) uint8 sRGB, at most `LONG_SIDE` on a side. Raises PhotoError."""
-        pixels = read_photo(path)
+        with named(path):
+            pixels = read_photo(path)
         height, width = pixels.shape[:2]
         if max(height, width) <= LONG_SIDE:
             return pixels
@@ -206,24 +257,28 @@ class Studio:
             ((face, crop),) = choose_faces([one.crop for one in found], face)
         return self.reconstruct(pixels, crop, face, names)
 
-    def refine(self, result: Result, steps: int, told: Callable[[float], None]) -> Result:
+    def refine(self, result: Result, steps: int, told: Callable[[float], bool]) -> Result | None:
         """Every model's reconstruction, fitted further to the photo by so many steps.
 
-        told: is called with the share that is done; what it raises ends the refinement. Other
-        requests have their turn between steps.
+        told: is called with the share that is done after every step, and returns whether to go on;
+        None is returned if not. Other requests have their turn between steps.
         """
-
-        def after(share: float) -> None:
-            self.turn.release()
-            try:
-                told(share)
+        faces = result.faces
+        pixels = next(iter(faces.values())).photo
+        said = {name: (face.crop, face.parameters) for name, face in faces.items()}
+        with contextlib.closing(self._refine(pixels, said, steps)) as work:
+            while True:
+                with self.turn:
+                    news = next(work)
+                if not isinstance(news, float):
+                    break
+                if not told(news):
+                    return None
                 time.sleep(0.001)  # or the lock would be ours again before others have woken
-            finally:
-                self.turn.acquire()
-
-        with self._refining, self.turn:
-            self._after_step = after
-            refined = self._refine(dict(result.faces), steps)
+        refined = {
+            name: replace(face, parameters=news[name], refined=face.refined + steps)
+            for name, face in faces.items()
+        }
         return Result(refined, result.seconds)
 
     def reconstruct_clip(
@@ -233,7 +288,8 @@ class Studio:
 
         Other requests have their turn between frames.
         """
-        clip = open_clip(path, MAX_SECONDS, CLIP_LONG_SIDE)
+        with named(path):
+            clip = open_clip(path, MAX_SECONDS, CLIP_LONG_SIDE)
         work = reconstruct_clip(
             clip,
             self.reconstructors[name],
@@ -241,7 +297,7 @@ class Studio:
             light.on,
             lambda clip, _: self._follow(clip, name),
         )
-        with contextlib.closing(work):
+        with named(path), contextlib.closing(work):
             while True:
                 with self.turn:
                     share = next(work, None)

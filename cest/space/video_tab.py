@@ -1,11 +1,11 @@
 """The video tab: a short clip in, the clip with the face drawn over it and relit out."""
 
-import threading
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
 
-from cest.space.answers import RequestError, answered
+from cest.space.answers import answered
 from cest.space.components import status_line
 from cest.space.sessions import Sessions
 from cest.space.studio import MAX_SECONDS, Light, Studio
@@ -15,6 +15,8 @@ Every frame is reconstructed; the **reflectance is one for the whole clip**, ave
 frames saw of the skin. A frame takes a tenth of a second or two without a GPU. Up to
 {MAX_SECONDS:g} seconds; sound is not kept.
 """
+WAITING = "Waiting for its turn …"
+CANCELLED = "Cancelled."
 
 
 class VideoTab:
@@ -33,8 +35,16 @@ class VideoTab:
                 self.elevation = gr.Slider(-90, 90, 20, step=1, label="Light: below – above")
                 self.strength = gr.Slider(0, 2, 1, step=0.05, label="Light: strength")
                 with gr.Row():
-                    self.start = gr.Button("Reconstruct", variant="primary", elem_id="start-clip")
-                    self.cancel = gr.Button("Cancel", elem_id="cancel-clip")
+                    self.start = gr.Button(
+                        "Reconstruct",
+                        variant="primary",
+                        size="md",
+                        min_width=120,
+                        elem_id="start-clip",
+                    )
+                    self.cancel = gr.Button(
+                        "Cancel", size="md", min_width=120, elem_id="cancel-clip"
+                    )
             with gr.Column(scale=3, min_width=300):
                 self.status = status_line("The result will be here.", "clip-status")
                 self.video = gr.Video(
@@ -45,34 +55,25 @@ class VideoTab:
                     loop=True,
                     elem_id="clip-result",
                 )
-        # Not by Gradio's `cancels`, which may reach the server when the visitor has started again,
-        # and then ends that run.
+        private = {"api_visibility": "private"}
+        at_once = private | {"queue": False, "show_progress": "hidden", "trigger_mode": "multiple"}
         self.start.click(
-            self.ready, None, None, queue=False, api_visibility="private", show_progress="hidden"
-        ).then(
-            answered(self.start_click, lambda sentence: (sentence, None)),
+            answered(self.start_click),
             [self.clip, self.model, self.azimuth, self.elevation, self.strength],
+            self.status,
+            **at_once,
+        ).success(
+            answered(self.start_turn, lambda sentence: (sentence, None)),
+            None,
             [self.status, self.video],
-            api_visibility="private",
+            **private,
+            trigger_mode="multiple",
+            show_progress="minimal",
             show_progress_on=self.status,
             concurrency_id="clips",
             concurrency_limit=1,
         )
-        self.cancel.click(
-            self.cancel_click, None, None, queue=False, api_visibility="private",
-            show_progress="hidden",
-        )  # fmt: skip
-
-    def ready(self, request: gr.Request) -> None:
-        """A new run begins, which may have to wait for its turn."""
-        with self.sessions.visit(request.session_hash) as session:
-            session.clip_stopped.set()
-            session.clip_stopped = threading.Event()
-
-    def cancel_click(self, request: gr.Request) -> None:
-        """The run ends after its frame, or when its turn comes."""
-        with self.sessions.visit(request.session_hash) as session:
-            session.clip_stopped.set()
+        self.cancel.click(answered(self.cancel_click), None, self.status, **at_once)
 
     def start_click(
         self,
@@ -82,21 +83,33 @@ class VideoTab:
         elevation: float,
         strength: float,
         request: gr.Request,
-    ) -> Iterator[tuple]:
-        """A frame after the other; between two of them it can be cancelled."""
+    ) -> str:
+        """A clip is to be reconstructed; it may have to wait for its turn."""
         if clip is None:
-            raise RequestError("Give a clip first.")
+            return "Give a clip first."
         with self.sessions.visit(request.session_hash) as session:
-            stopped = session.clip_stopped
+            session.ask("clip", (clip, model, Light(azimuth, elevation, strength)))
+        return WAITING
+
+    def cancel_click(self, request: gr.Request) -> Any:
+        """The clip ends after its frame, or when its turn comes."""
+        with self.sessions.visit(request.session_hash) as session:
+            return CANCELLED if session.call_off("clip") else gr.skip()
+
+    def start_turn(self, request: gr.Request) -> Iterator[tuple]:
+        """A frame after the other; between two of them it can be cancelled."""
+        visit = self.sessions.visit(request.session_hash)
+        with visit as session, session.running("clip") as run:
+            if run is None:
+                yield gr.skip(), gr.skip()
+                return
             output = session.new_folder("clips", keep=2) / "clip.mp4"
-            work = self.studio.reconstruct_clip(
-                clip, model, Light(azimuth, elevation, strength), output
-            )
+            work = self.studio.reconstruct_clip(*run.wish, output)
             told = -1
             for share in work:
-                if stopped.is_set():
+                if not run.wanted:
                     work.close()
-                    yield "Cancelled.", gr.skip()
+                    yield CANCELLED, gr.skip()
                     return
                 if int(100 * share) > told:
                     told = int(100 * share)
