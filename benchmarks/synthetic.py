@@ -26,6 +26,10 @@ EYES, BROWS, LIPS = (range(36, 42), range(42, 48)), (range(17, 22), range(22, 27
 
 
 def main() -> None:
+    try:
+        photographs = load_clips(sys.argv[1]) if len(sys.argv) > 1 else None
+    except ValueError as error:
+        sys.exit(str(error))
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     clips = SyntheticClips(10_000, seed=1, frames=FRAMES, truth=False)
@@ -39,9 +43,8 @@ def main() -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         number = CLIPS * FRAMES
         print(f"| {threads} | {number / wall:.0f} | {1000 * cpu / number:.1f} |")
-    if len(sys.argv) < 2:
+    if photographs is None:
         return
-    photographs = load_clips(sys.argv[1])
     chosen = np.random.default_rng(0).permutation(len(photographs))[:COMPARED]
     columns = [
         colours(photographs[int(i)] for i in chosen),

@@ -39,6 +39,8 @@ class UsageError(ValueError):
 
 EXPECTED_ERRORS = (UsageError, PhotoError, CheckpointError, DetectorError, LightError)
 """Their messages were written for the person at the command line."""
+PICTURE_FORMATS = (".png", ".jpg", ".webp")
+PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,6 +182,13 @@ def _parser() -> argparse.ArgumentParser:
         help="face_landmarker.task: MediaPipe's mesh beside them, on synthetic clips and AFLW2000",
     )
     evaluate.add_argument(
+        "--images",
+        type=Path,
+        metavar="FILE",
+        help="NoW's list of images, such as imagepathstest.txt; default: the one of the data set, "
+        "of its validation images if it has both",
+    )
+    evaluate.add_argument(
         "--detector", metavar="FILE", help="of faces in whole photos, as in reconstruct"
     )
     evaluate.add_argument(
@@ -202,6 +211,19 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--detector", metavar="FILE", help="as in reconstruct")
         one.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .png")
         one.set_defaults(run=_figure, kind=kind)
+    faces = kinds.add_parser(
+        "faces",
+        parents=[models],
+        allow_abbrev=False,
+        help="dozens of faces at a glance, each by every model: overlay, albedo, geometry, relit",
+    )
+    faces.add_argument("source", metavar="DATA", help="a folder of photos, or clips as in evaluate")
+    faces.add_argument(
+        "--count", type=int, default=24, metavar="N", help="evenly spread (default: 24)"
+    )
+    faces.add_argument("--detector", metavar="FILE", help="as in reconstruct")
+    faces.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="a .png")
+    faces.set_defaults(run=_figure, kind="faces")
     curves = kinds.add_parser(
         "curves", allow_abbrev=False, help="Fig. 9: cumulative errors from runs of `cest evaluate`"
     )
@@ -358,6 +380,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         basel=options.basel,
         mediapipe=options.mediapipe,
         detector=options.detector,
+        images=options.images,
         output=options.output,
     )
     try:
@@ -384,6 +407,8 @@ def _write_reports(reports: dict[str, "Report"], run: "Run", dataset_id: str | N
             except ImportError as error:
                 print(error, file=sys.stderr)
         values = report.to_dict()
+        for failure in values.get("failures", ()):
+            print(failure, file=sys.stderr)
         means = {
             run.weights.get(method, method): {
                 figure: value["mean"] for figure, value in figures.items() if value["count"]
@@ -400,14 +425,23 @@ def _write_reports(reports: dict[str, "Report"], run: "Run", dataset_id: str | N
 
 
 def _figure(options: argparse.Namespace) -> int:
+    from cest.evaluation.contact_sheet import contact_sheet, faces_in
     from cest.evaluation.figures import comparison, lighting_transfer
     from cest.evaluation.protocols import labels
 
+    _expect_picture(options.output, PICTURE_FORMATS)
     sources, face_model, device = _sources(options), _face_model(options), _device(options)
     detector = FaceDetector(options.detector)
     named = labels([(s, FaceEstimator.from_pretrained(s, face_model=face_model)) for s in sources])
     models = {name: Reconstructor(m, detector, device, name) for name, m in named.items()}
-    if options.kind == "lighting":
+    if options.kind == "faces":
+        if options.count < 1:
+            raise UsageError(f"--count {options.count} leaves nothing to draw; give 1 or more.")
+        try:
+            picture = contact_sheet(faces_in(options.source, options.count, detector), models)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    elif options.kind == "lighting":
         picture = lighting_transfer(options.photos, next(iter(models.values())))
     else:
         picture = comparison(options.photos, models, errors=options.kind == "comparison")
@@ -417,14 +451,22 @@ def _figure(options: argparse.Namespace) -> int:
 
 
 def _curves(options: argparse.Namespace) -> int:
-    from cest.evaluation.figures import error_curves
+    from cest.evaluation.plots import plot_curve_files
 
+    _expect_picture(options.output, PLOT_FORMATS)
     try:
-        error_curves(options.files, options.output, options.label)
+        plot_curve_files(options.output, options.files, options.label)
     except (ImportError, ValueError) as error:
         raise UsageError(str(error)) from error
     print(options.output)
     return 0
+
+
+def _expect_picture(path: Path, formats: Sequence[str]) -> None:
+    """What would fail after the work fails before it."""
+    if path.suffix.lower() not in formats:
+        raise UsageError(f"-o {path} does not say what to write: end it in {', '.join(formats)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _synthesize(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from cest.lighting import roll_light
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import photometric_error
 from cest.photo import Photo, PhotoError, read_photo
-from cest.refinement import refine
+from cest.refinement import refine, with_factors
 from cest.rendering import rasterize_surface, shade_surface, vertex_normals, wrap
 
 logger = logging.getLogger(__name__)
@@ -199,14 +199,8 @@ class Reconstruction:
 
         What follows from viewpoint and shape follows; the photo's own texture stays.
         """
-        parameters, model = replace(self.parameters, **factors), self.estimator_face_model
-        viewpoint, size = parameters.viewpoint, parameters.reflectance_map.shape[-2:]
-        vertices = model.vertices(parameters.shape_coefficients)
-        projected = project(vertices, viewpoint)
-        normals = rotate(vertex_normals(vertices, model.triangles), viewpoint)
-        surface = rasterize_surface(projected, normals, model.triangles, model.uv, size)
-        derived = {"vertices": vertices, "projected": projected, "surface": surface}
-        return replace(self, parameters=replace(parameters, **derived))
+        model = self.estimator_face_model
+        return replace(self, parameters=with_factors(model, self.parameters, **factors))
 
     def _drawn(self, reflectance_map: Tensor | None, illumination: Tensor) -> np.ndarray:
         """The photo with the face drawn where it is, antialiased. illumination: photo's axes."""

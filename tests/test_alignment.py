@@ -120,6 +120,17 @@ def test_icp_says_when_it_did_not_converge(mean, triangles):
     assert not icp(surface, mean[:5]).converged
 
 
+def test_icp_on_too_little_overlap_has_not_converged(mean, triangles, face_model):
+    """A nose fits a whole face perfectly, and says nothing of where the rest of it is."""
+    near = np.linalg.norm(mean - mean[face_model.landmarks[30]], axis=1) < 0.3
+    nose = TriangleSurface(mean, triangles[near[triangles].all(1)])
+    settled = icp(nose, mean, start=Motion.identity())
+    assert settled.residual < 1e-6 and settled.iterations < 10
+    assert settled.overlap < 0.3 and not settled.converged
+    alone = icp(nose, mean[near], start=Motion.identity())
+    assert alone.overlap > 0.3 and alone.converged
+
+
 def test_dense_nme_of_known_errors(face_model, mean, triangles):
     ids = face_model.landmarks.numpy()
     region = mean[face_vertices(face_model)]

@@ -16,8 +16,8 @@ from cest.evaluation.disentanglement import (
     direction_angle,
     light_angle,
 )
-from cest.evaluation.metrics import asymmetry
-from cest.evaluation.tone import GROUPS, tone_group, typology_angle
+from cest.evaluation.groups import TONE_GROUPS, tone_group, typology_angle
+from cest.evaluation.metrics import asymmetry, shading_explained
 from cest.face_model import FaceModel
 from cest.geometry import ambient_illumination, project, rotate, sh_basis
 from cest.lighting import directional_light, roll_light
@@ -160,6 +160,29 @@ def test_cross_relight_takes_the_albedo_of_another_frame(clip):
     assert errors[1] > 3 * errors[0] and errors[1] > 3 * errors[2]
 
 
+def test_shading_explains_a_photo_under_the_true_light_alone(clip):
+    covered, lights = clip["surface"].coverage, clip["lights"]
+
+    def explained(light, photo=clip["truth"]):
+        shading = shade_surface(clip["surface"], None, light)[1]
+        return shading_explained(photo, shading, covered)
+
+    # On a face of one colour it is all of the photo, however bright the light is said to be.
+    _, shading = shade_surface(clip["surface"], None, lights)
+    plain = 0.4 * shading.expand(-1, 3, -1, -1)
+    torch.testing.assert_close(explained(3 * lights, plain), torch.ones(FRAMES))
+    # Around the features of a face it is the most of it; flat light is none of it.
+    true, flat = explained(lights), explained(ambient_illumination(0.7).expand(FRAMES, -1))
+    assert true.min() > 0.8
+    torch.testing.assert_close(flat, torch.zeros(FRAMES), rtol=0, atol=1e-4)
+    half_as_strong = explained(lights + 3 * ambient_illumination())
+    assert ((half_as_strong > 0.1) & (half_as_strong < true - 0.1)).all()
+    # x -> -x: the functions that are odd in x change their sign. The last light is from above.
+    mirrored = explained(lights * torch.tensor([1, 1, 1, -1, -1, 1, 1, -1, 1]))
+    assert (mirrored[:2] < -0.3).all() and mirrored.min() >= -1
+    assert explained(lights, torch.full_like(clip["truth"], 0.5)).isnan().all()
+
+
 def test_albedo_deviation_by_hand(clip):
     same, seen = clip["albedo"], clip["texels"]
     assert albedo_deviation(same, seen) == 0
@@ -195,5 +218,5 @@ def test_tone_groups_of_colours_with_a_known_angle():
         assert typology_angle(colour) == pytest.approx(angle, abs=0.5)
         picture = np.broadcast_to((colour * 255).round().astype(np.uint8), (4, 4, 3))
         found.append(tone_group(picture, np.eye(4)))
-    assert found == list(GROUPS)
+    assert found == list(TONE_GROUPS)
     assert tone_group(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4))) == "unknown"

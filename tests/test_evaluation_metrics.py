@@ -1,18 +1,13 @@
 """Landmark and photometric errors and their curves on constructed cases."""
 
 import csv
+import math
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from cest.evaluation.curves import (
-    area_under_curve,
-    cumulative_errors,
-    plot_curves,
-    write_curves,
-)
 from cest.evaluation.disentanglement import (
     albedo_deviation,
     albedo_error,
@@ -23,8 +18,16 @@ from cest.evaluation.metrics import (
     asymmetry,
     directional_share,
     normalised_mean_error,
+    one_sidedness,
     photometric_error_255,
     scale_invariant_difference,
+    shading_explained,
+)
+from cest.evaluation.plots import (
+    area_under_curve,
+    cumulative_errors,
+    plot_curves,
+    write_curves,
 )
 from cest.face_model import MIRRORED_LANDMARKS
 
@@ -114,6 +117,8 @@ def test_directional_share_of_flat_light_is_zero():
         albedo_error,
         albedo_similarity,
         lambda a, b, region: asymmetry(a, region),
+        lambda a, b, region: one_sidedness(a, region),
+        lambda a, b, region: shading_explained(a, b[:, :1], region),
         lambda a, b, region: albedo_level(a, region),
         lambda a, b, region: directional_share(a[:, :1], region),
         lambda a, b, region: torch.stack(
@@ -130,6 +135,38 @@ def test_an_empty_region_is_no_answer_and_not_a_perfect_one(figure):
     region[1] = 0
     seen, outside = figure(a, b, region)
     assert seen.isfinite() and outside.isnan()
+
+
+@pytest.mark.parametrize("hidden", [0, 32])
+def test_light_baked_into_one_side_is_one_sided(hidden):
+    """Texels beyond `hidden` on either side are not seen, and may hold anything."""
+    size, strength = 128, 0.2
+    seen = torch.ones(1, 1, size, size)
+    seen[..., :hidden] = 0
+    baked = torch.full((1, 3, size, size), 0.5)
+    baked[..., : size // 2] *= 1 - strength
+    baked[..., size // 2 :] *= 1 + strength
+    baked[..., :hidden] = 7
+    # The blur turns the step into erf(x / √2 σ), whose mean over a half of n σ is 1 - √(2/π) / n.
+    half = (size // 2 - hidden) / (size / 16)
+    expected = 255 * 0.5 * 2 * strength * (1 - math.sqrt(2 / math.pi) / half)
+    assert one_sidedness(baked, seen).item() == pytest.approx(expected, rel=0.01)
+    even = (baked + baked.flip(-1)) / 2
+    assert one_sidedness(even, seen) < 1e-3
+
+
+def test_detail_that_differs_from_side_to_side_is_hardly_one_sided():
+    strength, whole = 0.2, torch.ones(1, 1, 128, 128)
+    row = torch.arange(128)
+    checkers = 0.5 * (1 + strength * (-1.0) ** (row + row[:, None])).expand(1, 3, -1, -1)
+    full = 255 * 0.5 * 2 * strength
+    assert asymmetry(checkers, whole).item() == pytest.approx(full, rel=1e-3)
+    assert one_sidedness(checkers, whole) < 0.01 * full
+    # Of noise, a blur of σ texels leaves one part in 2 √π σ, and twice that at the rim at most.
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.5 + 0.1 * torch.randn(1, 3, 128, 128, generator=generator)
+    left = one_sidedness(noise, whole) / asymmetry(noise, whole)
+    assert left < 2 / (2 * math.sqrt(math.pi) * 128 / 16)
 
 
 def test_curve_by_hand():

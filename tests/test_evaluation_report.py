@@ -1,13 +1,16 @@
 """Reports, cards and figures: what is written says what was measured, on what and how."""
 
 import hashlib
+import io
 import json
+import math
 import shutil
 import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,17 +23,19 @@ from cest.configuration import FaceEstimatorConfig
 from cest.data import load_clips
 from cest.data.synthetic import SyntheticClips, write_shards
 from cest.detection import EMBEDDED, FaceDetector
+from cest.evaluation import evaluate, plots
 from cest.evaluation import methods as methods_module
 from cest.evaluation import protocols as protocols_module
 from cest.evaluation.clip_sets import evaluate_clips
 from cest.evaluation.figures import CELL, comparison, lighting_transfer
-from cest.evaluation.measurements import Measurements
+from cest.evaluation.groups import group_title
+from cest.evaluation.measurements import Measurements, spread
 from cest.evaluation.methods import Estimate
 from cest.evaluation.protocols import labels
 from cest.evaluation.report import Report, attach, commit
 from cest.modeling import FaceEstimator
 from cest.reconstruction import Reconstructor
-from clip_factory import write_clips
+from clip_factory import FEATURES, write_clips
 
 PHOTO = Path(str(files("cest") / "assets" / "astronaut.jpg"))
 
@@ -84,16 +89,31 @@ def test_measurements_by_hand():
 def test_the_hash_is_of_everything_that_was_read():
     base = measured().sha256
     assert measured().sha256 == base
-    for name, content, landmarks in (
-        ("clip/x", b"\x09", [[9, 9]]),
-        ("clip/0", b"\x09", [[9, 9]]),
-        ("clip/0", b"\x00", [[9, 9]]),
+    mask = {"bytes": b"\x01", "path": None}
+    hashes = set()
+    for name, content, *known in (
+        ("clip/0", b"\x00", [[0, 0]], mask),
+        ("clip/x", b"\x00", [[0, 0]], mask),
+        ("clip/0", b"\x09", [[0, 0]], mask),
+        ("clip/0", b"\x00", [[9, 9]], mask),
+        ("clip/0", b"\x00", [[0, 0]], mask | {"bytes": b"\x02"}),
+        ("clip/0", b"\x00", [[0, 0]]),
     ):
-        other = Measurements()
-        other.read(name, {"bytes": content, "path": None}, landmarks)
-        first = Measurements()
-        first.read("clip/0", {"bytes": b"\x00", "path": None}, [[0, 0]])
-        assert other.sha256 != first.sha256
+        results = Measurements()
+        results.read(name, {"bytes": content, "path": None}, *known)
+        hashes.add(results.sha256)
+    assert len(hashes) == 6
+
+
+def test_a_short_look_is_evenly_spread():
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
+    assert spread("abc", None) == spread("abc", 7) == ["a", "b", "c"]
+
+
+def test_titles_of_groups():
+    assert [group_title(g) for g in ("1 light", "unknown", "[30, 60)")] == [
+        "light", "unknown", "[30, 60)",
+    ]  # fmt: skip
 
 
 def test_a_report_says_it_all(tmp_path):
@@ -199,10 +219,73 @@ def test_a_run_over_clips(clips, model):
     assert [name.split("/")[0] for name in short.frames] == ["clip0", "clip1"]
 
 
+def test_the_light_is_the_same_for_methods_of_every_size(clips, model, face_model):
+    larger = FaceEstimator(FaceEstimatorConfig(image_size=128, width=0.125), face_model).eval()
+    alone, beside = (
+        evaluate_clips(methods, load_clips(str(clips)), batch_size=2).values["m"]
+        for methods in (
+            {"m": Estimate(model)},
+            {"larger": Estimate(larger), "m": Estimate(model)},
+        )
+    )
+    for figure in ("relit_reflectance", "relit_texture"):
+        np.testing.assert_allclose(beside[figure], alone[figure], rtol=1e-4)
+
+
+class Blind(Estimate):
+    """Says the same of every picture."""
+
+    def __call__(self, image, landmarks, mask):
+        return super().__call__(torch.full_like(image, 0.5), landmarks, mask)
+
+
+def test_pixels_outside_the_mask_do_not_count(clips, model):
+    def measured(masked: bool, spoilt: bool) -> Measurements:
+        rows = load_clips(str(clips)).to_list()
+        mask = np.full((64, 64), 255, np.uint8)
+        mask[:, :32] = 0 if masked else 255
+        for row in rows:
+            row["masks"] = [png(mask)] * len(row["frames"])
+            for i, frame in enumerate(row["frames"]):
+                picture = np.array(Image.open(io.BytesIO(frame["bytes"])))
+                picture[:, :32] = 255 if spoilt else picture[:, :32]
+                row["frames"][i] = png(picture)
+        images = datasets.List(datasets.Image(decode=False))
+        features = FEATURES | {"frames": images, "masks": images}
+        rows = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+        return evaluate_clips({"blind": Blind(model)}, rows)
+
+    clean, spoilt, unmasked = measured(True, False), measured(True, True), measured(False, True)
+    for figure in ("photometric", "shading_explained"):
+        values = [results.values["blind"][figure] for results in (clean, spoilt, unmasked)]
+        assert values[0] == values[1]
+        assert not np.isclose(values[1], values[2]).any()
+    assert clean.sha256 != spoilt.sha256 != unmasked.sha256
+
+
+def png(pixels: np.ndarray) -> dict:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_a_figure_without_an_answer_is_left_out_of_the_means(clips, model):
+    """A model that poses every face outside the picture."""
+    away = FaceEstimator(model.config, model.face_model)
+    with torch.no_grad():
+        away.viewpoint_network[-1].bias[4] = 9
+    figures = evaluate(away, load_clips(str(clips)))
+    assert figures["nme68"] > 100 and figures["frames"] == 6
+    assert "photometric" not in figures and "reflectance_one_sided" not in figures
+    assert not any(math.isnan(value) for value in figures.values())
+    assert {"photometric", "reflectance_one_sided"} < evaluate(model, load_clips(str(clips))).keys()
+
+
 def test_evaluate_writes_reports_and_cards(clips, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(methods_module, "MEAN_ALBEDO_PEOPLE", 2)
     methods_module.mean_albedo.cache_clear()
     arguments = ["--model", str(checkpoint), "--device", "cpu", "-o", str(tmp_path / "out")]
+    monkeypatch.chdir(checkpoint)  # whose weights are not the baselines'
     status = main(
         ["evaluate", str(clips), *arguments, "--baselines", "--refine", "2", "--attach", "me/faces"]
     )
@@ -213,7 +296,10 @@ def test_evaluate_writes_reports_and_cards(clips, checkpoint, tmp_path, monkeypa
     values = json.loads(text)
     assert values["figures"]["CEST"]["nme68"]["mean"] == shown[str(checkpoint)]["nme68"]
     weights = (checkpoint / "model.safetensors").read_bytes()
-    assert values["methods"]["CEST"]["sha256_of_weights"] == hashlib.sha256(weights).hexdigest()
+    for label in ("CEST", "CEST + 2 steps"):
+        found = values["methods"][label]["sha256_of_weights"]
+        assert found == hashlib.sha256(weights).hexdigest()
+    assert values["methods"]["mean face"] == values["methods"]["landmark fit"] == {}
     assert str(tmp_path) not in text  # nothing about the machine
     assert (checkpoint / ".eval_results" / "clips-clips-parquet.yaml").is_file()
     methods_module.mean_albedo.cache_clear()
@@ -225,9 +311,19 @@ def test_evaluate_synthetic_clips_from_a_folder(checkpoint, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "made"), *common]) == 0
     shown = json.loads(capsys.readouterr().out)[str(checkpoint)]
     assert shown["frames"] == 4 and shown["vertex"] > 0 and shown["dense"] > 0
-    for source, says in ((tmp_path, "has no Parquet files"), (tmp_path / "x.parquet", "has no")):
-        assert main(["evaluate", str(source), *common]) == 1
-        assert says in capsys.readouterr().err.strip().splitlines()[-1]
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1, not")
+    rows = datasets.Dataset.from_parquet(str(next((tmp_path / "made").glob("*.parquet"))))
+    rows.select([]).to_parquet(tmp_path / "empty.parquet")
+    (tmp_path / "nothing").mkdir()
+    for source, says in (
+        ("nothing", "has no Parquet files"),
+        ("x.parquet", "has no Parquet files"),
+        ("damaged.parquet", "damaged.parquet has no clips that can be read"),
+        ("empty.parquet", "empty.parquet has no clips that can be read"),
+    ):
+        assert main(["evaluate", str(tmp_path / source), *common, "--frames", "2"]) == 1
+        error = capsys.readouterr().err
+        assert says in error.strip().splitlines()[-1] and "Traceback" not in error
 
 
 def test_what_cannot_be_written_is_said_before_measuring(
@@ -249,6 +345,7 @@ def test_what_cannot_be_written_is_said_before_measuring(
         ("clips", ["--mediapipe", "x.task"]),
         ("synthetic", ["--basel", "x.mat"]),
         ("clips", ["--detector", "embedded"]),
+        ("clips", ["--images", "list.txt"]),
         ("now", ["--attach", "me/faces"]),
     ],
 )
@@ -288,17 +385,26 @@ def test_pictures_of_the_paper(model, checkpoint, tmp_path, capsys):
         path = tmp_path / f"{kind}.png"
         assert main(["figure", kind, str(PHOTO), "-o", str(path), *common]) == 0
         assert path.is_file()
+    for name in ("figure", "figure.pgn"):
+        assert main(["figure", "comparison", str(PHOTO), "-o", str(tmp_path / name), *common]) == 1
+        assert "does not say what to write: end it in .png" in capsys.readouterr().err
     assert main(["figure", "comparison", "none.jpg", "-o", str(path), *common]) == 1
     assert "none.jpg does not exist." in capsys.readouterr().err
 
 
-def test_curves_of_several_runs(tmp_path, capsys):
+def test_curves_of_several_runs(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    for name in ("first", "second"):
+    names = ("first", "second", "other/second")
+    for name in names:
         report(measured()).write(tmp_path / name)
-    csvs = [str(tmp_path / name / "ced-nme68.csv") for name in ("first", "second")]
-    assert main(["figure", "curves", *csvs, "-o", str(tmp_path / "c.svg")]) == 0
-    assert (tmp_path / "c.svg").read_text().count("legend") >= 1
+    csvs = [str(tmp_path / name / "ced-nme68.csv") for name in names]
+    drawn, draw = [], plots._draw_curves
+    monkeypatch.setattr(plots, "_draw_curves", lambda *a: (drawn.append(a[1]), draw(*a)))
+    assert main(["figure", "curves", *csvs, "-o", str(tmp_path / "new" / "c.svg")]) == 0
+    assert (tmp_path / "new" / "c.svg").read_text().count("legend") >= 1
+    assert list(drawn[0]) == ["a", "b", "a (second)", "b (second)", "a (second 2)", "b (second 2)"]
+    assert main(["figure", "curves", *csvs, "-o", str(tmp_path / "curves")]) == 1
+    assert "end it in .png, .svg" in capsys.readouterr().err
     (tmp_path / "no.csv").write_text("a,b\n1,2\n")
     assert main(["figure", "curves", str(tmp_path / "no.csv"), "-o", str(tmp_path / "d.png")]) == 1
     assert "is no curve" in capsys.readouterr().err

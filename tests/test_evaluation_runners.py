@@ -1,6 +1,7 @@
 """Runners of other data sets, on files made here in their layouts."""
 
 import shutil
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import trimesh
 from PIL import Image
 from scipy.io import savemat
 
+from cest.cli import main
 from cest.configuration import FaceEstimatorConfig
 from cest.detection import EMBEDDED, FaceDetector
 from cest.evaluation.aflw2000 import (
@@ -20,14 +22,16 @@ from cest.evaluation.aflw2000 import (
     by_yaw,
     evaluate_aflw2000,
     read_samples,
-    yaw_group,
 )
+from cest.evaluation.dense import Shape
+from cest.evaluation.groups import yaw_group
 from cest.evaluation.measurements import Measurements
-from cest.evaluation.mediapipe_mesh import MediaPipeMesh, Shape
+from cest.evaluation.mediapipe_mesh import MediaPipeMesh
+from cest.evaluation.methods import PhotoMethod
 from cest.evaluation.micc import Scan, View, evaluate_micc, read_scans
-from cest.evaluation.now import SEVEN_LANDMARKS, read_image_list, submit
-from cest.evaluation.photos import PhotoMethod, evaluate_photos, photos_in
-from cest.evaluation.protocols import Run, on_aflw2000
+from cest.evaluation.now import SEVEN_LANDMARKS, neutral_mesh, read_image_list, submit
+from cest.evaluation.photos import evaluate_photos, photos_in
+from cest.evaluation.protocols import Run, basel_deviations, on_aflw2000, on_micc, on_photos
 from cest.export import METRES_PER_UNIT
 from cest.landmarks import (
     CLOSE_UP,
@@ -66,12 +70,23 @@ def test_photos_and_those_without_a_face(method, tmp_path):
     assert results.values["untrained"]["photometric"] == [expected.photometric_error]
     assert len(failures) == 2 and "no face was found" in failures[0]
     refined = PhotoMethod(method.reconstructor, refine=10)
-    better, _ = evaluate_photos({"refined": refined}, photos_in(folder), max_photos=1)
+    better, _ = evaluate_photos({"refined": refined}, photos_in(folder)[:1])
     assert better.mean("refined", "photometric") < expected.photometric_error
+    for figure in ("shading_explained", "reflectance_one_sided"):
+        assert np.isfinite(results.mean("untrained", figure))
     with pytest.raises(ValueError, match="None of 1 photos"):
         evaluate_photos({"untrained": method}, [folder / "000002.jpg"])
     with pytest.raises(ValueError, match="no pictures"):
         photos_in(tmp_path / "nowhere")
+
+
+def test_a_short_look_at_photos_is_spread_over_all(method, tmp_path):
+    for number in range(6):
+        shutil.copy(PHOTO, tmp_path / f"{number}.jpg")
+    model = method.reconstructor.model
+    run = Run(str(tmp_path), {"CEST": model}, frames=3, detector=EMBEDDED)
+    report = on_photos(run, False)[""]
+    assert report.measurements.frames == ["0.jpg", "2.jpg", "4.jpg"]
 
 
 # -- AFLW2000-3D ---------------------------------------------------------------------------------
@@ -140,10 +155,8 @@ def test_aflw2000_report(aflw2000, method, tmp_path):
     mean = values["by_yaw"]["CEST"]["mean"]
     assert f"mean of the yaw bins |\n| --- | --- |\n| CEST | {mean:.2f} |" in text
     assert "NME-68, %, by yaw (frames)" in text and "[60, 90) (1)" in text
-    few = Run(str(aflw2000), {"CEST": model}, frames=2, detector=EMBEDDED)
-    assert "mean of the yaw bins |\n| --- | --- |\n| CEST | – |" in (
-        on_aflw2000(few, False)["original"].markdown()
-    )
+    few = on_aflw2000(Run(str(aflw2000), {"CEST": model}, frames=2, detector=EMBEDDED), False)
+    assert "mean of the yaw bins |\n| --- | --- |\n| CEST | – |" in few["original"].markdown()
 
 
 def test_aflw2000_dense_truth(method, aflw2000, face_model):
@@ -163,6 +176,23 @@ def test_aflw2000_dense_truth(method, aflw2000, face_model):
     assert results["original"].mean("truth", "dense_scaled") < 1e-3
     assert "dense" not in results["original"].values["truth"]  # pixels are no decimetres
     assert np.isnan(results["original"].mean("blind", "dense_scaled"))
+    # Without the shape's coefficients there is no such truth.
+    incomplete = replace(sample, shape=None)
+    with pytest.raises(ValueError, match=r"image00000\.mat lacks Shape_Para"):
+        evaluate_aflw2000({"untrained": method}, [incomplete], None, face_model, sigma)
+
+
+def test_deviations_of_the_basel_model(tmp_path):
+    path = tmp_path / "01_MorphableModel.mat"
+    savemat(path, {"shapeEV": np.full((199, 1), 2.0)})
+    with pytest.raises(ValueError, match="has no Model_Exp"):
+        basel_deviations(path)
+    savemat(tmp_path / "Model_Exp.mat", {"other": 1})
+    with pytest.raises(ValueError, match=r"Model_Exp\.mat has no sigma_exp"):
+        basel_deviations(path)
+    savemat(tmp_path / "Model_Exp.mat", {"sigma_exp": np.full((29, 1), 3.0)})
+    identity, expression = basel_deviations(path)
+    assert (identity == np.full(199, 2)).all() and (expression == np.full(29, 3)).all()
 
 
 def test_mediapipe_mesh_in_our_axes():
@@ -219,11 +249,12 @@ def test_now_submission(method, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PHOTO, path)
     Image.new("RGB", (120, 160), "grey").save(path)  # a picture without a face
-    with pytest.raises(ValueError, match="imagepathsvalidation"):
-        read_image_list(dataset)
+    for listed in (None, dataset / "mine.txt"):
+        with pytest.raises(ValueError, match="mine.txt" if listed else "imagepathsvalidation"):
+            read_image_list(dataset, listed)
     (dataset / "imagepathsvalidation.txt").write_text("\n".join(names) + "\n")
     images = read_image_list(dataset)
-    assert submit(method, dataset, images, output) == [Path(names[1])]
+    assert submit(method, dataset, images, output) == [names[1]]
     for name in names:
         mesh = trimesh.load(output / name.replace("jpg", "obj"), process=False)
         landmarks = np.load(output / name.replace("jpg", "npy"), allow_pickle=False)
@@ -232,16 +263,52 @@ def test_now_submission(method, tmp_path):
         ids = model.landmarks.numpy()[list(SEVEN_LANDMARKS)]
         np.testing.assert_allclose(landmarks, mesh.vertices[ids], atol=1e-6)
         assert 0.1 < np.ptp(mesh.vertices, axis=0).max() < 0.3  # metres
-    # Neutral: the mean face of an untrained model that says nothing about expressions.
+    # Called again it keeps what is there, and still says which images have no face.
+    first = output / names[0].replace("jpg", "obj")
+    before = first.stat().st_mtime_ns
+    assert submit(method, dataset, images, output) == [names[1]]
+    assert first.stat().st_mtime_ns == before
+    # Another method's meshes do not get in between.
+    other = FaceEstimator(method.reconstructor.model.config, method.reconstructor.model.face_model)
+    detector = method.reconstructor.detector
+    for another in (
+        PhotoMethod(Reconstructor(other.eval(), detector, "cpu")),
+        replace(method, refine=1),
+    ):
+        with pytest.raises(ValueError, match="give another folder"):
+            submit(another, dataset, images, output)
+    for damage in (lambda record: record.write_text("{"), Path.unlink):
+        damage(output / "submission.json")
+        with pytest.raises(ValueError, match="give another folder"):
+            submit(method, dataset, images, output)
+    assert first.stat().st_mtime_ns == before
+
+
+def test_now_takes_a_list_and_says_who_was_missed(method, tmp_path, capsys):
+    name = "FaMoS_1/selfie/IMG_2.jpg"
+    (tmp_path / name).parent.mkdir(parents=True)
+    Image.new("RGB", (120, 160), "grey").save(tmp_path / name)
+    (tmp_path / "imagepathsvalidation.txt").write_text("not/to/be_read.jpg\n")
+    (tmp_path / "imagepathstest.txt").write_text(f"{name}\n")
+    method.reconstructor.model.save_pretrained(tmp_path / "model")
+    options = {"--model": "model", "--images": "imagepathstest.txt", "-o": "out"}
+    paths = [part for name, path in options.items() for part in (name, str(tmp_path / path))]
+    common = ["--protocol", "now", "--detector", "embedded", "--device", "cpu"]
+    assert main(["evaluate", str(tmp_path), *paths, *common]) == 0
+    assert (tmp_path / "out" / "CEST" / name).with_suffix(".obj").is_file()
+    assert capsys.readouterr().err == f"CEST, {name}: no face was found, the middle was taken.\n"
+
+
+def test_now_meshes_have_no_expression(method):
     (result,) = method.reconstructor.reconstruct(PHOTO)
-    identity = result.parameters.shape_coefficients.clone()
-    identity[:, model.n_identity :] = 0
-    expected = model.vertices(identity)[0].numpy() * METRES_PER_UNIT
-    mesh = trimesh.load(output / names[0].replace("jpg", "obj"), process=False)
+    model = result.face_model
+    coefficients = torch.ones(1, model.n_coefficients)
+    mesh, landmarks = neutral_mesh(result.with_factors(shape_coefficients=coefficients))
+    coefficients[:, model.n_identity :] = 0
+    expected = model.vertices(coefficients)[0].numpy() * METRES_PER_UNIT
     np.testing.assert_allclose(mesh.vertices, expected, atol=1e-6)
-    before = (output / names[0].replace("jpg", "obj")).stat().st_mtime_ns
-    submit(method, dataset, images, output)
-    assert (output / names[0].replace("jpg", "obj")).stat().st_mtime_ns == before
+    ids = model.landmarks[list(SEVEN_LANDMARKS)]
+    np.testing.assert_allclose(landmarks, expected[ids], atol=1e-6)
 
 
 # -- MICC ----------------------------------------------------------------------------------------
@@ -285,6 +352,21 @@ def test_a_view_of_a_scan_and_back(micc):
     assert np.linalg.norm(view.lifted(pixel) - tip) < 0.05
 
 
+def test_a_reconstruction_is_moved_along_the_line_of_sight(micc):
+    """The scan's own vertices where the picture shows them, but at a depth of their own."""
+    (path,) = read_scans(micc).values()
+    scan = Scan.load(path)
+    view = View.of(scan, yaw=20, pitch=0)
+    size = len(view.depth)
+    points = view.scale * (scan.vertices - view.centre) @ view.rotation.T
+    points += (1, -1, -0.7)
+    photo = points * (size / 2, -size / 2, size / 2)
+    moved = view.placed(SimpleNamespace(vertices_photo=photo)) - scan.vertices
+    # By as much as it was off, to a pixel's width times the slope of half a face.
+    assert np.linalg.norm(moved, axis=1).max() < 2 * (2 / size) / view.scale
+    np.testing.assert_allclose(moved, np.broadcast_to(moved[:1], moved.shape), atol=1e-9)
+
+
 def test_a_textured_scan_shows_its_texture(method, tmp_path):
     (result,) = method.reconstructor.reconstruct(PHOTO)
     result.save(tmp_path)
@@ -302,6 +384,23 @@ def test_micc_of_the_scans_own_shape(method, micc):
     assert len(results.frames) == 2
     assert results.mean("untrained", "converged") == 1
     assert results.mean("untrained", "dense_scaled") < 0.5
+
+
+def test_a_damaged_scan_does_not_end_the_others(method, micc, tmp_path):
+    shutil.copytree(micc, tmp_path / "micc")
+    for number in (0, 2):
+        target = tmp_path / "micc" / f"subject_0{number}" / "Model" / "frontal1" / "obj"
+        target.mkdir(parents=True)
+        (target / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n")
+    scans = read_scans(tmp_path / "micc")
+    results, failures = evaluate_micc({"untrained": method}, scans, yaws=(0,), pitches=(0,))
+    assert results.frames == ["subject_01/+0/+0"]
+    assert [failure[:11] for failure in failures] == ["subject_00:", "subject_02:"]
+    assert all("a.obj cannot be read as a mesh" in f and "\n" not in f for f in failures)
+    # The one scan of a short look is the first of three.
+    run = Run(str(tmp_path / "micc"), {"CEST": method.reconstructor.model}, frames=15)
+    with pytest.raises(ValueError, match=r"None of 1 scan\(s\) can be used. subject_00: "):
+        on_micc(replace(run, detector=EMBEDDED), False)
 
 
 def test_micc_without_scans_or_colours_is_refused(tmp_path, micc):

@@ -15,7 +15,7 @@ from cest.geometry import ambient_illumination
 from cest.lighting import directional_light
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.reconstruction import Reconstructor
-from cest.refinement import FACTORS, RefinementConfig, face_parameters, refine, substitute
+from cest.refinement import FACTORS, RefinementConfig, face_parameters, refine, with_factors
 from cest.rendering import shade_surface
 
 SIZE = 64
@@ -80,9 +80,13 @@ def test_no_step_changes_nothing(model, photos):
 def test_it_finds_the_light_again(model, photos):
     """Everything else true and symmetric, as the objective has it: the light has to turn back."""
     image, truth = photos
-    start = substitute(model, image, truth, illumination=ambient_illumination().expand(2, -1))
+    start = with_factors(model.face_model, truth, illumination=ambient_illumination().expand(2, -1))
     only_light = RefinementConfig(
-        viewpoint=0.0, shape_coefficients=0.0, reflectance_map=0.0, illumination=0.05
+        viewpoint=0.0,
+        shape_coefficients=0.0,
+        reflectance_map=0.0,
+        illumination=0.05,
+        illumination_weight=0.0,
     )
     found = refine(model, image, start, steps=150, config=only_light)
     assert (error(image, start) > 15).all()
@@ -94,7 +98,7 @@ def test_it_finds_the_light_again(model, photos):
 def test_all_factors_together_and_progress(model, photos):
     image, truth = photos
     grey = torch.full_like(truth.reflectance_map, 0.5)
-    start = substitute(model, image, truth, reflectance_map=grey)
+    start = with_factors(model.face_model, truth, reflectance_map=grey)
     seen = []
     faster = RefinementConfig(reflectance_map=0.01)
     with torch.no_grad():  # as an app would call it
@@ -117,12 +121,42 @@ def test_all_factors_together_and_progress(model, photos):
     assert (found.projected - start.projected)[:, ids, :2].abs().mean() < 2 * 2 / SIZE
 
 
+@pytest.mark.parametrize("factor", ["reflectance", "illumination"])
+def test_a_factor_that_has_a_weight_stays_near_the_estimate(model, photos, factor):
+    image, truth = photos
+    start = with_factors(model.face_model, truth, illumination=ambient_illumination().expand(2, -1))
+    (name,) = (name for name in FACTORS if name.startswith(factor))
+    alone = dict.fromkeys(FACTORS, 0.0) | {name: getattr(RefinementConfig(), name)}
+    moved = []
+    for weight in ({}, {f"{factor}_weight": 0.0}):
+        found = refine(model, image, start, steps=60, config=RefinementConfig(**alone, **weight))
+        assert (error(image, found) < error(image, start)).all()
+        moved.append((getattr(found, name) - getattr(start, name)).norm())
+    assert moved[0] < 0.8 * moved[1]
+
+
+def test_hair_over_the_forehead_does_not_turn_the_light(model, photos):
+    """Users have no mask: what has not the colour of the cheeks is left out by itself."""
+    image, truth = photos
+    brows = truth.projected[:, model.face_model.landmarks[17:27], 1].amax(1)
+    rows = ((1 - brows) * SIZE / 2).long() - 1
+
+    def light(hair: float, mask: torch.Tensor | None) -> torch.Tensor:
+        worn = image.clone()
+        for photo, row in zip(worn, rows):
+            photo[:, :row] = hair
+        return refine(model, worn, truth, mask, steps=5).illumination
+
+    assert torch.equal(light(0.02, None), light(0.05, None))
+    everything = torch.ones(2, 1, SIZE, SIZE)
+    assert not torch.equal(light(0.02, everything), light(0.05, everything))
+
+
 def test_each_photo_goes_its_own_way(model, photos):
     image, truth = photos
-    start = substitute(model, image, truth, illumination=ambient_illumination().expand(2, -1))
-    alone = substitute(
-        model, image[:1], start, **{name: getattr(start, name)[:1] for name in FACTORS}
-    )
+    start = with_factors(model.face_model, truth, illumination=ambient_illumination().expand(2, -1))
+    first = {name: getattr(start, name)[:1] for name in FACTORS}
+    alone = with_factors(model.face_model, start, **first)
     both = refine(model, image, start, steps=5)
     one = refine(model, image[:1], alone, steps=5)
     for name in FACTORS:

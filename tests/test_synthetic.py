@@ -362,6 +362,12 @@ def test_shards_that_are_there_are_kept(tmp_path, monkeypatch):
     assert {s: (s.stat().st_mtime_ns, s.read_bytes()) for s in (first, third)} == before
     with pytest.raises(ValueError, match="other settings"):
         write_shards(SyntheticClips(3, seed=1, frames=1, size=64, truth=False), tmp_path)
+    pale = AppearanceRanges(skin_lightness=(70, 80))
+    with pytest.raises(ValueError, match="other settings"):
+        write_shards(SyntheticClips(3, frames=1, size=64, appearance=pale, truth=False), tmp_path)
+    (tmp_path / "synthetic.json").write_text('{"length"')
+    with pytest.raises(ValueError, match="is damaged"):
+        write_shards(clips, tmp_path)
 
 
 def test_command_line(tmp_path, capsys):

@@ -1,9 +1,8 @@
 """Figures of merit, the protocols that take them, baselines beside them; see docs/evaluation.md."""
 
-from cest.evaluation.clip_sets import evaluate_clips
+from cest.evaluation.clip_sets import evaluate, evaluate_clips
 from cest.evaluation.metrics import normalised_mean_error, photometric_error_255
 from cest.evaluation.synthetic_truth import evaluate_synthetic
-from cest.evaluation.validation import evaluate
 
 __all__ = [
     "evaluate",

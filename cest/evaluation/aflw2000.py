@@ -19,18 +19,15 @@ from tqdm import tqdm
 
 from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop
 from cest.detection import DetectedFace
-from cest.evaluation.dense import DenseError, dense_nme, face_vertices, interocular_distance
+from cest.evaluation.dense import Shape, errors_from_model
+from cest.evaluation.groups import YAW_GROUPS, yaw_group
 from cest.evaluation.measurements import Measurements
-from cest.evaluation.mediapipe_mesh import Shape, ShapeMethod
+from cest.evaluation.methods import PhotoMethod, ShapeMethod
 from cest.evaluation.metrics import normalised_mean_error
-from cest.evaluation.photos import PhotoMethod
 from cest.face_model import FaceModel
 from cest.photo import read_photo
 
 REANNOTATED = "AFLW2000-3D-Reannotated.pts68.npy"
-YAW_BINS = ((0, 30), (30, 60), (60, 90))
-"""Degrees: [0, 30), [30, 60) and from 60 on; the figure is the mean of the three bins' means."""
-YAW_GROUPS = tuple(f"[{low}, {high})" for low, high in YAW_BINS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +92,6 @@ def _sample(image: Path, again: np.ndarray | None) -> Sample:
     return Sample(image, sets, yaw, *coefficients)
 
 
-def yaw_group(degrees: float) -> str:
-    """One of YAW_GROUPS, of a yaw of either sign; what is beyond 90 counts in the last."""
-    return YAW_GROUPS[int(np.digitize(abs(degrees), [low for low, _ in YAW_BINS[1:]]))]
-
-
 def evaluate_aflw2000(
     methods: Mapping[str, PhotoMethod],
     samples: Sequence[Sample],
@@ -122,40 +114,38 @@ def evaluate_aflw2000(
         progress: whether to draw a bar.
 
     Returns:
-        By annotation set: "nme68" for each image (and with a truth model "dense", "dense_scaled"
-        and "converged", the share of both alignments that did). Groups: "yaw".
+        By annotation set: "nme68" for each image (and with a truth model `errors_from_model`).
+        Groups: "yaw".
+
+    Raises:
+        ValueError: with a truth model, an image's .mat says nothing of the shape.
     """
+    for sample in samples if truth_model is not None else ():
+        if sample.shape is None or sample.expression is None:
+            raise ValueError(
+                f"{sample.image.with_suffix('.mat')} lacks Shape_Para or Exp_Para, the dense "
+                "truth: leave that image out, or do without --basel."
+            )
     sets = list(samples[0].landmarks)
     results = {name: Measurements() for name in sets}
     for sample in tqdm(samples, unit="image", disable=not progress):
         photo, (box, face) = read_photo(sample.image), _face(sample.landmarks["original"])
         found = {name: method(photo, [face]) for name, method in methods.items()}
-        points = {name: result.landmarks_photo for name, result in found.items()}
         seen = {name: method(photo, box) for name, method in (shapes or {}).items()}
-        points |= {name: shape and shape.landmarks_photo for name, shape in seen.items()}
-        content = {"bytes": sample.image.read_bytes(), "path": None}
+        coefficients = [c for c in (sample.shape, sample.expression) if c is not None]
         for annotation, truth in sample.landmarks.items():
-            results[annotation].read(sample.image.stem, content, truth)
+            results[annotation].read(sample.image.stem, sample.image, truth, *coefficients)
             results[annotation].groups["yaw"].append(yaw_group(sample.yaw))
-            for name, estimate in points.items():
-                error = float("nan") if estimate is None else _nme(estimate, truth)
+            for name, answer in (found | seen).items():
+                error = float("nan") if answer is None else _nme(answer.landmarks_photo, truth)
                 results[annotation].add(name, "nme68", [error])
         if truth_model is not None:
             true = basel_vertices(truth_model, sigma, sample)
-            dense = results["original"]
-            for name, result in found.items():
-                model, vertices = result.face_model, result.vertices[0].double().numpy()
-                shape = Shape(vertices, model.triangles.numpy(), model.landmarks.numpy())
-                rigid, scaled = (_dense(shape, truth_model, true, s) for s in (False, True))
-                converged = np.mean([rigid.alignment.converged, scaled.alignment.converged])
-                dense.add(name, "dense", [rigid.nme])
-                dense.add(name, "dense_scaled", [scaled.nme])
-                dense.add(name, "converged", [converged])
-            for name, shape in seen.items():
-                error = shape and _dense(shape, truth_model, true, scale=True)
-                values = (error.nme, error.alignment.converged) if error else (np.nan, np.nan)
-                for figure, value in zip(("dense_scaled", "converged"), values):
-                    dense.add(name, figure, [value])
+            answers = {name: Shape.of(r.face_model, r.vertices[0]) for name, r in found.items()}
+            for name, shape in (answers | seen).items():
+                errors = errors_from_model(shape, truth_model, true, metric=name in found)
+                for figure, value in errors.items():
+                    results["original"].add(name, figure, [value])
     return results
 
 
@@ -198,15 +188,3 @@ def _face(landmarks: np.ndarray) -> tuple[tuple[float, float, float, float], Det
 
 def _nme(estimate: np.ndarray, truth: np.ndarray) -> float:
     return float(normalised_mean_error(*(torch.from_numpy(p)[None] for p in (estimate, truth))))
-
-
-def _dense(shape: Shape, truth_model: FaceModel, true: np.ndarray, scale: bool) -> DenseError:
-    landmarks = true[truth_model.landmarks.numpy()]
-    return dense_nme(
-        shape.vertices,
-        shape.triangles,
-        (shape.vertices[shape.landmarks], landmarks),
-        true[face_vertices(truth_model)],
-        interocular_distance(landmarks),
-        scale,
-    )

@@ -1,6 +1,7 @@
-"""Several methods on a held-out clip set: every frame once, without augmentation."""
+"""Methods on a held-out clip set: every frame once, without augmentation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -12,22 +13,56 @@ from cest.data import Frame, FrameBatch, read_frame
 from cest.data.augmentation import Relighter, Similarity
 from cest.data.clips import ClipSet
 from cest.evaluation.disentanglement import albedo_deviation
-from cest.evaluation.measurements import Measurements
-from cest.evaluation.methods import Method
+from cest.evaluation.groups import tone_group
+from cest.evaluation.measurements import Measurements, spread
+from cest.evaluation.methods import Estimate, Method
 from cest.evaluation.metrics import (
     asymmetry,
     directional_share,
     normalised_mean_error,
+    one_sidedness,
     photometric_error_255,
     relighting_invariance,
+    shading_explained,
 )
-from cest.evaluation.tone import tone_group
-from cest.modeling import FaceParameters
+from cest.modeling import FaceEstimator, FaceParameters
 from cest.rendering import shade_surface
 
 RELIGHT_STRENGTH = 0.3
 Chosen = tuple[int, list[int]]
 """A row and which of its frames."""
+
+
+def evaluate(
+    model: FaceEstimator,
+    clips: ClipSet,
+    batch_size: int = 32,
+    max_frames: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Means on a clip set for one model: what training looks at on its way.
+
+    Args:
+        model: in evaluation mode while this runs; its mode is restored.
+        clips, batch_size, max_frames, seed: as in `evaluate_clips`.
+
+    Returns:
+        Means of what `evaluate_clips` measures, and "frames", how many. A figure that no frame
+        has an answer for is left out, so that the rest can be written as JSON.
+
+    Raises:
+        ValueError: there is no frame, or one that cannot be read.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        methods = {"model": Estimate(model)}
+        measured = evaluate_clips(methods, clips, batch_size, max_frames, seed, device)
+    finally:
+        model.train(training)
+    means = {name: measured.mean("model", name) for name in measured.values["model"]}
+    answered = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+    return answered | {"frames": len(measured.frames)}
 
 
 def evaluate_clips(
@@ -52,8 +87,9 @@ def evaluate_clips(
 
     Returns:
         For each frame "nme68", "nme51" (inner), both %; "photometric", 0-255 on mask ∧ coverage;
-        "reflectance_asymmetry" and "texture_asymmetry", 0-255; "directional_light", deviation /
-        mean of the shading; "relit_reflectance" and "relit_texture", 0-255, how much a change of
+        "shading_explained", R²; "reflectance_one_sided", "reflectance_asymmetry" and
+        "texture_asymmetry", 0-255; "directional_light", deviation / mean of the shading;
+        "relit_reflectance" and "relit_texture", 0-255, how much a change of
         light alone changes each; "coefficients", mean α². For each clip of two frames or more
         "albedo_deviation". Groups: "skin tone", of the photo, not of the skin alone.
 
@@ -63,7 +99,7 @@ def evaluate_clips(
     results = Measurements()
     relighters = {name: Relighter(method.face_model) for name, method in methods.items()}
     rng = np.random.default_rng(seed)
-    chosen = _spread(_frames_of_rows(clips), max_frames)
+    chosen = _chosen(clips, max_frames)
     total = sum(len(frames) for _, frames in chosen)
     if not total:
         raise ValueError("The clip set has no frame: nothing to evaluate.")
@@ -73,7 +109,9 @@ def evaluate_clips(
         for row_number, numbers in group:
             row = clips[row_number]
             for i in numbers:
-                results.read(f"{row['clip_id']}/{i}", row["frames"][i], row["landmarks"][i])
+                masks = [row["masks"][i]] if row.get("masks") else []
+                known = row["frames"][i], row["landmarks"][i], *masks
+                results.read(f"{row['clip_id']}/{i}", *known)
             read.append([read_frame(row, i) for i in numbers])
         sizes = {method.size for method in methods.values()}
         prepared = {size: [[_prepared(f, size) for f in clip] for clip in read] for size in sizes}
@@ -119,6 +157,8 @@ def _measure(
         ("nme68", normalised_mean_error(points, batch.landmarks)),
         ("nme51", normalised_mean_error(points, batch.landmarks, inner=True)),
         ("photometric", photometric_error_255(batch.image, rendered, region)),
+        ("shading_explained", shading_explained(batch.image, shading, region)),
+        ("reflectance_one_sided", one_sidedness(estimate.reflectance_map, visible)),
         ("reflectance_asymmetry", asymmetry(estimate.reflectance_map, visible)),
         ("texture_asymmetry", asymmetry(estimate.illuminated_texture, visible)),
         ("directional_light", directional_share(shading, estimate.surface.coverage)),
@@ -143,18 +183,12 @@ def _under_other_light(frame: Frame, relighter: Relighter, rng: np.random.Genera
     return replace(frame, relighting=relighter.draw(frame.landmarks, size, rng, RELIGHT_STRENGTH))
 
 
-def _frames_of_rows(clips: ClipSet) -> list[int]:
-    """Number of frames of each row, read from the landmarks alone, a row at a time."""
-    return [len(row["landmarks"]) for row in clips.select_columns("landmarks")]
-
-
-def _spread(counts: Sequence[int], max_frames: int | None) -> list[Chosen]:
-    """All frames, or `max_frames` of them evenly spread, so that a short look sees every source."""
-    frames = [(row, i) for row, n in enumerate(counts) for i in range(n)]
-    if max_frames is not None and max_frames < len(frames):
-        frames = [frames[k * len(frames) // max_frames] for k in range(max_frames)]
+def _chosen(clips: ClipSet, max_frames: int | None) -> list[Chosen]:
+    """All frames, or `max_frames` of them; counted by the landmarks alone, a row at a time."""
+    counts = [len(row["landmarks"]) for row in clips.select_columns("landmarks")]
+    frames = [(row, i) for row, count in enumerate(counts) for i in range(count)]
     rows: dict[int, list[int]] = {}
-    for row, i in frames:
+    for row, i in spread(frames, max_frames):
         rows.setdefault(row, []).append(i)
     return list(rows.items())
 

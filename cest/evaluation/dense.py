@@ -10,6 +10,7 @@ true error and stands beside it.
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from cest.evaluation.alignment import Alignment, TriangleSurface, icp, procrustes
 from cest.face_model import FaceModel
@@ -20,6 +21,32 @@ OUTER_EYE_CORNERS = (36, 45)
 NOSE_TIP = 30
 SEEN = (0, 2)
 """`FaceModel.parts` that count: skin and lips, not eyeballs or the inside of the mouth."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """Geometry alone, of one face.
+
+    Attributes:
+        vertices: (K, 3): x right, y up, z to the viewer; of a face in a photo, the photo's pixels.
+        triangles: (F, 3), any winding.
+        landmarks: (68,) vertices of the iBUG points.
+    """
+
+    vertices: np.ndarray
+    triangles: np.ndarray
+    landmarks: np.ndarray
+
+    @classmethod
+    def of(cls, face_model: FaceModel, vertices: Tensor) -> "Shape":
+        """vertices: (K, 3) of the face model."""
+        tensors = vertices.double(), face_model.triangles, face_model.landmarks
+        return cls(*(tensor.cpu().numpy() for tensor in tensors))
+
+    @property
+    def landmarks_photo(self) -> np.ndarray:
+        """(68, 2) pixel-edge coordinates of the photo."""
+        return self.vertices[self.landmarks, :2] * (1, -1)
 
 
 def interocular_distance(landmarks: np.ndarray) -> float:
@@ -80,6 +107,44 @@ def dense_nme(
     places, _, _ = surface.nearest(alignment.motion.inverse(truth))
     distance = np.linalg.norm(alignment.motion(places) - truth, axis=1)
     return DenseError(100 * float(distance.mean()) / interocular, alignment)
+
+
+def shape_errors(
+    shape: Shape | None,
+    anchors: tuple[np.ndarray, np.ndarray],
+    truth: np.ndarray,
+    interocular: float,
+    metric: bool = True,
+) -> dict[str, float]:
+    """Figures of one shape: "dense" and "dense_scaled", without and with scale, and "converged".
+
+    Args:
+        shape: estimated; None where a method found none, of which every figure is NaN.
+        anchors, truth, interocular: as in `dense_nme`.
+        metric: whether the shape is in the truth's unit; without one there is no "dense".
+
+    Returns:
+        The errors in %, and the share of the alignments that converged.
+    """
+    scales = {"dense": False, "dense_scaled": True} if metric else {"dense_scaled": True}
+    if shape is None:
+        return dict.fromkeys((*scales, "converged"), float("nan"))
+    errors = {
+        name: dense_nme(shape.vertices, shape.triangles, anchors, truth, interocular, scale)
+        for name, scale in scales.items()
+    }
+    converged = np.mean([error.alignment.converged for error in errors.values()])
+    return {name: error.nme for name, error in errors.items()} | {"converged": float(converged)}
+
+
+def errors_from_model(
+    shape: Shape | None, face_model: FaceModel, true: np.ndarray, metric: bool = True
+) -> dict[str, float]:
+    """`shape_errors` against the face of true vertices (K, 3) of a face model, by landmarks."""
+    landmarks = true[face_model.landmarks.cpu().numpy()]
+    anchors = landmarks if shape is None else shape.vertices[shape.landmarks], landmarks
+    region, interocular = true[face_vertices(face_model)], interocular_distance(landmarks)
+    return shape_errors(shape, anchors, region, interocular, metric)
 
 
 def vertex_error(

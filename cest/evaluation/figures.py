@@ -1,20 +1,17 @@
 """The paper's figures from photos and checkpoints of one's own.
 
 Figs. 4, 10 and 11 are `comparison` without errors, over an ablation's checkpoints; Figs. 5 to 7 are
-`comparison` with them, over methods; Fig. 8 is `lighting_transfer`; Fig. 9 is `error_curves`.
+`comparison` with them, over methods; Fig. 8 is `lighting_transfer`; Fig. 9 is
+`cest.evaluation.plots`.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from cest import pictures
-from cest.checkpoint import write_atomically
-from cest.evaluation.plotting import pyplot
 from cest.photo import read_photo
 from cest.reconstruction import Reconstruction, Reconstructor
 from cest.rendering import render
@@ -64,33 +61,6 @@ def lighting_transfer(photos: Sequence[Path], model: Reconstructor) -> Image.Ima
         }
         rows.append((f"face {i + 1}", {"input": _picture(face.image[0])} | relit))
     return table(rows)
-
-
-def error_curves(files: Sequence[Path], path: Path, label: str = "error", title: str = "") -> None:
-    """Fig. 9 from the ced-FIGURE.csv of one or more runs; format by the ending of `path`.
-
-    A method that is in several files goes by its file's folder, too.
-
-    Raises:
-        ValueError: a file is no such table.
-        ImportError: matplotlib is missing.
-    """
-    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for file in files:
-        thresholds, columns = _read_curves(file)
-        for name, share in columns.items():
-            unique = name if name not in curves else f"{name} ({file.resolve().parent.name})"
-            curves[unique] = thresholds, share
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    for name, (thresholds, share) in curves.items():
-        axes.plot(thresholds, share, label=name)
-    axes.set(xlabel=label, ylabel="images, %", title=title, ylim=(0, 100))
-    axes.set_xlim(0, max(thresholds[-1] for thresholds, _ in curves.values()))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
-    plt.close(figure)
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, Image.Image]]]) -> Image.Image:
@@ -144,15 +114,3 @@ def _write(picture: Image.Image, text: str) -> None:
     """In the corner, in place."""
     font = ImageFont.load_default(size=max(8, picture.height // 10))
     ImageDraw.Draw(picture).text((3, 1), text, fill="white", font=font)
-
-
-def _read_curves(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            heading, *lines = csv.reader(file)
-        values = np.array(lines, float)
-        if heading[0] != "error" or values.shape[1] != len(heading) or len(heading) < 2:
-            raise ValueError("its heading is not error, METHOD, …")
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no curve that `cest evaluate` wrote ({error}).") from error
-    return values[:, 0], dict(zip(heading[1:], values[:, 1:].T))

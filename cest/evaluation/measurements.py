@@ -1,8 +1,8 @@
-"""Figures of several methods on the same frames, and what they are called."""
+"""Figures of several methods on the same frames, what they are called, and which frames."""
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,12 +29,15 @@ FIGURES = {
     "nme68": Figure("NME-68, %"),
     "nme51": Figure("NME-51, %"),
     "photometric": Figure("photometric, /255"),
+    "shading_explained": Figure("photo explained by shading, R²", 3, "higher"),
+    "reflectance_one_sided": Figure("albedo lit from one side, /255"),
     "reflectance_asymmetry": Figure("albedo asymmetry, /255", better=""),
     "texture_asymmetry": Figure("texture asymmetry, /255", better=""),
     "directional_light": Figure("light: deviation / mean", 3, ""),
     "relit_reflectance": Figure("albedo changed by relighting, /255", better=""),
     "relit_texture": Figure("texture changed by relighting, /255", better=""),
     "coefficients": Figure("mean α²", 3, ""),
+    "pose": Figure("NME-68 of the true shape, %"),
     "vertex": Figure("per-vertex, %"),
     "vertex_scaled": Figure("per-vertex with scale, %"),
     "dense": Figure("dense NME, %"),
@@ -68,19 +71,26 @@ class Measurements:
     groups: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _digest: "hashlib._Hash" = field(default_factory=hashlib.sha256, repr=False)
 
-    def read(self, name: str, encoded: Mapping, landmarks: object = ()) -> None:
-        """Notes that a frame was read: {"bytes": …, "path": …} and what is known about it."""
-        content = encoded["bytes"]
-        if content is None:
-            content = Path(encoded["path"]).read_bytes()
+    def read(self, name: str, *content: Mapping | bytes | Path | Sequence | np.ndarray) -> None:
+        """Notes that a frame was read: its picture and all that is known about it.
+
+        content: encoded images ({"bytes": …, "path": …}, bytes or a file) and numbers.
+        """
         self.frames.append(name)
-        self._digest.update(f"{name}:{len(content)};".encode())
-        self._digest.update(content)
-        self._digest.update(np.asarray(landmarks, "<f4").tobytes())
+        self._digest.update(f"{name};".encode())
+        for part in content:
+            if isinstance(part, Mapping):
+                part = Path(part["path"]) if part["bytes"] is None else part["bytes"]
+            if isinstance(part, Path):
+                part = part.read_bytes()
+            if not isinstance(part, bytes):
+                part = np.asarray(part, "<f4").tobytes()
+            self._digest.update(f"{len(part)};".encode())
+            self._digest.update(part)
 
     @property
     def sha256(self) -> str:
-        """Of the names, the encoded images and the landmarks that were read, in order."""
+        """Of the names and contents that were read, in order."""
         return self._digest.hexdigest()
 
     def add(self, method: str, figure: str, values: torch.Tensor | np.ndarray | list) -> None:
@@ -112,6 +122,13 @@ class Measurements:
                     str(group): _summary(values[groups == group]) for group in np.unique(groups)
                 }
         return result
+
+
+def spread(items: Sequence, count: int | None) -> list:
+    """`count` of the items, evenly spread, so that a short look sees every source; None: all."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[k * len(items) // count] for k in range(count)]
 
 
 def _summary(values: list[float] | np.ndarray) -> dict[str, float]:

@@ -6,12 +6,11 @@ with what stands in for them, for neither was at hand with its model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from cest.cropping import crop_image
+from cest.evaluation.dense import Shape
 from cest.landmarks import (
     CLOSE_UP,
     CLOSE_UP_SCALE,
@@ -20,33 +19,6 @@ from cest.landmarks import (
     MediaPipeLandmarks,
     square_around,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Shape:
-    """Geometry alone, of one face in a photo.
-
-    Attributes:
-        vertices: (K, 3): x right, y up, z to the viewer, in the photo's pixels.
-        triangles: (F, 3), any winding.
-        landmarks: (68,) vertices of the iBUG points.
-    """
-
-    vertices: np.ndarray
-    triangles: np.ndarray
-    landmarks: np.ndarray
-
-    @property
-    def landmarks_photo(self) -> np.ndarray:
-        """(68, 2) pixel-edge coordinates of the photo."""
-        return self.vertices[self.landmarks, :2] * (1, -1)
-
-
-class ShapeMethod(Protocol):
-    """Says the shape of one face of a photo."""
-
-    def __call__(self, photo: np.ndarray, box: Box) -> Shape | None:
-        """(H, W, 3) uint8 and the box of its landmarks, pixels -> a shape; None without a face."""
 
 
 class MediaPipeMesh:

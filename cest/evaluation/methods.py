@@ -5,6 +5,7 @@ look at them; baselines do, and a landmark error of theirs is that of a fit, not
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -14,11 +15,16 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cest.data.augmentation import fit_weak_perspective
+from cest.detection import DetectedFace
+from cest.evaluation.dense import Shape
 from cest.evaluation.disentanglement import resized
 from cest.face_model import FaceModel
+from cest.face_model.model import content_hash
 from cest.geometry import ambient_illumination, sh_basis
+from cest.landmarks import Box
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import N_JAW
+from cest.reconstruction import Reconstruction, Reconstructor
 from cest.refinement import face_parameters, refine
 from cest.rendering import TexelMap, wrap
 
@@ -46,6 +52,32 @@ class Method(Protocol):
 
     def __call__(self, image: Tensor, landmarks: Tensor, mask: Tensor) -> FaceParameters:
         """(B, 3, S, S) in [0, 1], (B, 68, 2) image frame, (B, 1, S, S) -> estimates."""
+
+
+class ShapeMethod(Protocol):
+    """Says the shape of one face of a photo."""
+
+    def __call__(self, photo: np.ndarray, box: Box) -> Shape | None:
+        """(H, W, 3) uint8 and the box of its landmarks, pixels -> a shape; None without a face."""
+
+
+@dataclass(frozen=True)
+class PhotoMethod:
+    """An estimator on whole photos, with so many steps of a test-time fit."""
+
+    reconstructor: Reconstructor
+    refine: int = 0
+
+    def __call__(self, photo: np.ndarray, faces: list[DetectedFace]) -> Reconstruction:
+        """(H, W, 3) uint8 and its faces -> the largest's reconstruction."""
+        (result,) = self.reconstructor.reconstruct(photo, faces=faces)
+        return self.reconstructor.refine(result, self.refine) if self.refine else result
+
+    @property
+    def weights(self) -> str:
+        """sha256 (hex) of the estimator's weights, wherever they came from."""
+        state = self.reconstructor.model.state_dict()
+        return content_hash({name: value.cpu().numpy() for name, value in state.items()})
 
 
 class Estimate:

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
+from cest.data.augmentation import blur
 from cest.objective import N_JAW, photometric_error
+
+LOW_PASS = 1 / 16
+"""Of a picture's side: standard deviation of the blur that keeps light and loses detail."""
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+"""Of R, G and B (Rec. 709), on sRGB values, as shading multiplies them."""
 
 
 def answered(values: Tensor, region: Tensor) -> Tensor:
@@ -56,6 +62,55 @@ def asymmetry(texture: Tensor, visible: Tensor) -> Tensor:
     """
     both = visible * visible.flip(-1)
     return answered(255 * photometric_error(texture, texture.flip(-1), both), both)
+
+
+def low_passed(image: Tensor, region: Tensor) -> Tensor:
+    """(B, C, H, W) blurred within a region (B, 1, H, W): nothing outside bleeds in; 0 outside."""
+    parts = torch.cat((image * region, region), dim=1)
+    blurred = blur(parts.flatten(0, 1).unsqueeze(1), LOW_PASS * image.shape[-1]).view_as(parts)
+    return blurred[:, :-1] / blurred[:, -1:].clamp(min=1e-6) * region
+
+
+def one_sidedness(texture: Tensor, visible: Tensor) -> Tensor:
+    """How much a UV map is lit from one side: `asymmetry` of what is left of it after a blur.
+
+    Detail that differs from side to side hardly counts, so that a sharp albedo can have as little
+    of it as a blurred one.
+
+    Args:
+        texture, visible: as in `asymmetry`.
+
+    Returns:
+        (B,), 0-255.
+    """
+    return asymmetry(low_passed(texture, visible * visible.flip(-1)), visible)
+
+
+def shading_explained(image: Tensor, shading: Tensor, region: Tensor) -> Tensor:
+    """Share of a photo's variance that the shading explains on a face of one colour: R².
+
+    Luminance of the photo and shading are blurred within the region; the shading may be scaled,
+    which stands for that colour. Flat light explains nothing, whatever the albedo makes up for.
+
+    Args:
+        image: (B, 3, H, W) in [0, 1].
+        shading: (B, 1, H, W), of the estimated light on the estimated geometry.
+        region: (B, 1, H, W), 1 or 0.
+
+    Returns:
+        (B,): 1 is all of it, 0 what flat light explains. Not below -1, which keeps evenly lit
+        photos, of hardly any variance, from deciding means. NaN where the photo varies by less
+        than one level of 255: there is nothing to explain.
+    """
+    luminance = (image * image.new_tensor(LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    photo, light = low_passed(torch.cat((luminance, shading), 1), region).flatten(2).unbind(1)
+    inside = region.flatten(1)
+    pixels = inside.sum(1, keepdim=True).clamp(min=1)
+    gain = (photo * light).sum(1, keepdim=True) / light.square().sum(1, keepdim=True).clamp(1e-6)
+    variance = ((photo - photo.sum(1, keepdim=True) / pixels) * inside).square().sum(1)
+    explained = 1 - (photo - gain * light).square().sum(1) / variance.clamp(min=1e-12)
+    flat = variance < pixels[:, 0] / 255**2
+    return explained.clamp(min=-1).masked_fill(flat, torch.nan)
 
 
 def directional_share(shading: Tensor, coverage: Tensor) -> Tensor:

@@ -22,12 +22,13 @@ from tqdm import tqdm
 from cest.evaluation.dense import (
     FACE_RADIUS,
     NOSE_TIP,
-    dense_nme,
+    Shape,
     interocular_distance,
+    shape_errors,
     within_radius,
 )
 from cest.evaluation.measurements import Measurements
-from cest.evaluation.photos import PhotoMethod
+from cest.evaluation.methods import PhotoMethod
 from cest.reconstruction import NoFaceError, Reconstruction
 from cest.rendering import interpolate, rasterize, wrap
 
@@ -65,7 +66,10 @@ class Scan:
         Raises:
             ValueError: it is no mesh, or has no colours: a picture cannot be made of it.
         """
-        mesh = trimesh.load(path, process=False, force="mesh")
+        try:
+            mesh = trimesh.load(path, process=False, force="mesh")
+        except Exception as error:  # trimesh says in many ways that a file is damaged
+            raise ValueError(f"{path} cannot be read as a mesh ({error}).") from error
         if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces):
             raise ValueError(f"{path} holds no triangles.")
         vertices = np.asarray(mesh.vertices, float) * DECIMETRES_PER_UNIT
@@ -182,19 +186,25 @@ def evaluate_micc(
         progress: whether to draw a bar.
 
     Returns:
-        For each picture "dense" and "dense_scaled", % of the interocular distance, and
-        "converged"; NaN where no face was found. And one sentence for every failure.
+        For each picture `shape_errors`; NaN where no face was found. And one sentence for every
+        failure.
+
+    Raises:
+        ValueError: no scan can be used.
     """
     results, failures = Measurements(), []
     detector = next(iter(methods.values())).reconstructor.detector
     for subject, path in tqdm(scans.items(), unit="scan", disable=not progress):
-        scan = Scan.load(path)
-        frontal = View.of(scan, 0, 0)
         try:
+            scan = Scan.load(path)
+            frontal = View.of(scan, 0, 0)
             first = next(iter(methods.values()))
             seen = first(frontal.picture, detector.detect(frontal.picture))
         except NoFaceError:
             failures.append(f"{subject}: no face was found in the frontal picture.")
+            continue
+        except ValueError as error:
+            failures.append(f"{subject}: {error}")
             continue
         landmarks = frontal.lifted(seen.landmarks_photo)
         face = within_radius(scan.vertices, landmarks[NOSE_TIP], FACE_RADIUS)
@@ -202,33 +212,24 @@ def evaluate_micc(
         for yaw in yaws:
             for pitch in pitches:
                 view = View.of(scan, yaw, pitch)
-                results.read(
-                    f"{subject}/{yaw:+}/{pitch:+}",
-                    {"bytes": view.picture.tobytes(), "path": None},
-                    face,
-                )
+                results.read(f"{subject}/{yaw:+}/{pitch:+}", view.picture.tobytes(), face)
                 faces = detector.detect(view.picture)
                 for name, method in methods.items():
-                    if faces:
-                        errors = _errors(method(view.picture, faces), view, face, landmarks)
-                    else:
-                        errors = dict.fromkeys(("dense", "dense_scaled", "converged"), np.nan)
-                    for figure, value in errors.items():
+                    result = method(view.picture, faces) if faces else None
+                    for figure, value in _errors(result, view, face, landmarks).items():
                         results.add(name, figure, [value])
                 if not faces:
                     failures.append(f"{subject}, yaw {yaw}, pitch {pitch}: no face was found.")
     if not results.frames:
-        raise ValueError("No scan shows a face that the detector finds.")
+        raise ValueError(f"None of {len(scans)} scan(s) can be used. {failures[0]}")
     return results, failures
 
 
 def _errors(
-    result: Reconstruction, view: View, face: np.ndarray, landmarks: np.ndarray
+    result: Reconstruction | None, view: View, face: np.ndarray, landmarks: np.ndarray
 ) -> dict[str, float]:
-    vertices, triangles = result.vertices[0].double().numpy(), result.face_model.triangles.numpy()
-    anchors, interocular = (vertices, view.placed(result)), interocular_distance(landmarks)
-    rigid, scaled = (
-        dense_nme(vertices, triangles, anchors, face, interocular, scale) for scale in (False, True)
-    )
-    converged = np.mean([rigid.alignment.converged, scaled.alignment.converged])
-    return {"dense": rigid.nme, "dense_scaled": scaled.nme, "converged": float(converged)}
+    interocular = interocular_distance(landmarks)
+    if result is None:
+        return shape_errors(None, (landmarks, landmarks), face, interocular)
+    shape = Shape.of(result.face_model, result.vertices[0])
+    return shape_errors(shape, (shape.vertices, view.placed(result)), face, interocular)

@@ -1,34 +1,21 @@
-"""The photometric error of Table 3, on any folder of photos, such as CelebA's `img_celeba`.
+"""What needs no truth, such as Table 3's photometric error, on any photos, such as CelebA's.
 
 The paper averages |I - Î| over RGB, 0-255, between the input and the overlay of 1,000 images of
-CelebA; it does not say which. Here: the first N by name whose face the detector finds, over the
-pixels that the rendered face covers, at the size that the estimator works in.
+CelebA; it does not say which. Here: those whose face the detector finds, over the pixels that the
+rendered face covers, at the size that the estimator works in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from cest.detection import DetectedFace
 from cest.evaluation.measurements import Measurements
+from cest.evaluation.methods import PhotoMethod
+from cest.evaluation.metrics import one_sidedness, shading_explained
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
-from cest.reconstruction import Reconstruction, Reconstructor
-
-
-@dataclass(frozen=True)
-class PhotoMethod:
-    """An estimator on whole photos, with so many steps of a test-time fit."""
-
-    reconstructor: Reconstructor
-    refine: int = 0
-
-    def __call__(self, photo: np.ndarray, faces: list[DetectedFace]) -> Reconstruction:
-        """(H, W, 3) uint8 and its faces -> the largest's reconstruction."""
-        (result,) = self.reconstructor.reconstruct(photo, faces=faces)
-        return self.reconstructor.refine(result, self.refine) if self.refine else result
+from cest.reconstruction import Reconstruction
+from cest.rendering import shade_surface
 
 
 def photos_in(folder: Path) -> list[Path]:
@@ -46,44 +33,50 @@ def photos_in(folder: Path) -> list[Path]:
 def evaluate_photos(
     methods: Mapping[str, PhotoMethod],
     photos: Sequence[Path],
-    max_photos: int | None = None,
     progress: bool = False,
 ) -> tuple[Measurements, list[str]]:
-    """Photometric errors of the largest face of each photo.
+    """Figures of the largest face of each photo.
 
     Args:
         methods: by name; they share the first one's detector.
         photos: files.
-        max_photos: stop after so many faces.
         progress: whether to draw a bar.
 
     Returns:
-        "photometric" for each photo in which a face was found, and one sentence for each of the
-        others.
+        "photometric", "shading_explained" and "reflectance_one_sided" for each photo in which a
+        face was found, and one sentence for each of the others.
 
     Raises:
         ValueError: no photo has a face.
     """
     results, failures = Measurements(), []
     detector = next(iter(methods.values())).reconstructor.detector
-    bar = tqdm(total=max_photos or len(photos), unit="photo", disable=not progress)
-    for path in photos:
-        if max_photos is not None and len(results.frames) >= max_photos:
-            break
+    for path in tqdm(photos, unit="photo", disable=not progress):
         try:
             photo = read_photo(path)
             faces = detector.detect(photo)
             if not faces:
                 raise PhotoError(f"{path.name}: no face was found.")
-            errors = {name: method(photo, faces) for name, method in methods.items()}
+            found = {name: method(photo, faces) for name, method in methods.items()}
         except PhotoError as error:
             failures.append(str(error))
             continue
-        results.read(path.name, {"bytes": path.read_bytes(), "path": None})
-        for name, result in errors.items():
-            results.add(name, "photometric", [result.photometric_error])
-        bar.update()
-    bar.close()
+        results.read(path.name, path)
+        for name, result in found.items():
+            for figure, value in _figures(result).items():
+                results.add(name, figure, [value])
     if not results.frames:
         raise ValueError(f"None of {len(photos)} photos has a face that the detector finds.")
     return results, failures
+
+
+def _figures(result: Reconstruction) -> dict[str, float]:
+    estimate = result.parameters
+    _, shading = shade_surface(estimate.surface, None, estimate.illumination)
+    shaded = shading_explained(result.image, shading, estimate.surface.coverage)
+    one_sided = one_sidedness(estimate.reflectance_map, estimate.texture_visibility)
+    return {
+        "photometric": result.photometric_error,
+        "shading_explained": float(shaded),
+        "reflectance_one_sided": float(one_sided),
+    }

@@ -1,6 +1,8 @@
 """What `cest evaluate` does: a data set, a protocol and methods, to reports."""
 
 import glob
+import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +13,23 @@ from scipy.io import loadmat
 
 from cest.data import load_clips
 from cest.detection import FaceDetector
-from cest.evaluation.aflw2000 import YAW_GROUPS, by_yaw, evaluate_aflw2000, read_samples
+from cest.evaluation.aflw2000 import by_yaw, evaluate_aflw2000, read_samples
 from cest.evaluation.clip_sets import RELIGHT_STRENGTH, evaluate_clips
 from cest.evaluation.dense import FACE_RADIUS
-from cest.evaluation.measurements import Measurements
-from cest.evaluation.mediapipe_mesh import MediaPipeMesh, ShapeMethod
-from cest.evaluation.methods import BASELINES, Estimate, Method, Refined
+from cest.evaluation.groups import YAW_GROUPS
+from cest.evaluation.measurements import Measurements, spread
+from cest.evaluation.mediapipe_mesh import MediaPipeMesh
+from cest.evaluation.methods import (
+    BASELINES,
+    Estimate,
+    Method,
+    PhotoMethod,
+    Refined,
+    ShapeMethod,
+)
 from cest.evaluation.micc import PITCHES, YAWS, evaluate_micc, read_scans
 from cest.evaluation.now import read_image_list, submit
-from cest.evaluation.photos import PhotoMethod, evaluate_photos, photos_in
+from cest.evaluation.photos import evaluate_photos, photos_in
 from cest.evaluation.report import Report, file_hash
 from cest.evaluation.synthetic_truth import evaluate_synthetic
 from cest.face_model import load_face_model
@@ -33,6 +43,12 @@ DENSE = (
     f"{100 * FACE_RADIUS:.0f} mm of the nose to the nearest point of the surface, over the outer "
     "interocular distance in 3D"
 )
+LOW_PASSED = {
+    "shading": "R² of the estimated shading, scaled, against the photo's luminance, both blurred "
+    "by 1/16 of the side; not below -1",
+    "lit from one side": "mean |A - mirrored A|, 0-255, of the albedo blurred by 1/16 of the "
+    "side, over texels visible on both sides",
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class Run:
         basel: `01_MorphableModel.mat`, for the dense truth of AFLW2000-3D.
         mediapipe: `face_landmarker.task`, for MediaPipe's mesh on synthetic clips and AFLW2000-3D.
         detector: of faces, as `FaceDetector` takes it.
+        images: file that lists NoW's images, None for the one that the data set has.
         output: folder for what a protocol writes itself (NoW), or None.
     """
 
@@ -61,6 +78,7 @@ class Run:
     basel: Path | None = None
     mediapipe: Path | None = None
     detector: str | None = None
+    images: Path | None = None
     output: Path | None = None
 
     @property
@@ -106,10 +124,10 @@ class Run:
         """A report on the run's data set, which goes by its last name only."""
         about = {}
         for label in measured.values:
-            model = self.models.get(label.split(" + ")[0])
+            estimator = label.split(" + ")[0]
+            model, folder = self.models.get(estimator), self.weights.get(estimator)
             about[label] = {} if model is None else model.config.to_dict()
-            weights = Path(self.weights.get(label, "")) / "model.safetensors"
-            if weights.is_file():
+            if folder and (weights := Path(folder) / "model.safetensors").is_file():
                 about[label]["sha256_of_weights"] = file_hash(weights)
         dataset = {
             "name": name or Path(self.source).name,
@@ -131,6 +149,7 @@ def on_clips(run: Run, progress: bool) -> dict[str, Report]:
         "landmarks": LANDMARKS,
         "photometric": f"{PHOTOMETRIC}; pixels of mask and rendering",
         "mask": masks,
+        **LOW_PASSED,
         "relighting": f"strength {RELIGHT_STRENGTH}, the same lights for all methods",
         "skin tone": "typology angle of the photo's median colour: light and camera included",
         "baselines": "posed by, or fitted to, the reference landmarks; light by least squares",
@@ -143,17 +162,18 @@ def on_synthetic(run: Run, progress: bool) -> dict[str, Report]:
     rows = load_truth(run.source)
     if run.frames is not None:
         wanted = min(len(rows), max(1, run.frames // len(rows[0]["frames"])))
-        rows = rows.select([k * len(rows) // wanted for k in range(wanted)])
+        rows = rows.select(spread(range(len(rows)), wanted))
     measured = evaluate_synthetic(
         run.methods(), rows, shapes=run.shapes(), device=run.device, progress=progress
     )
     protocol = {
         "name": "synthetic",
-        "landmarks": LANDMARKS,
+        "landmarks": f"{LANDMARKS}; true ones at each method's level of detail",
         "per-vertex": "Procrustes over the face's vertices, with and without scale; true "
         "correspondence; over the outer interocular distance",
         "dense": DENSE,
         "photometric": f"{PHOTOMETRIC}; pixels of the true mask and the rendering",
+        **LOW_PASSED,
         "albedo": "mean |A - s Â| over the texels that the photo shows, 0-255, s matching means",
         "light": "angle between the nine harmonics; and between the first bands",
         "cross-relight": "albedo of the frame before, own light, true geometry, against the true "
@@ -174,7 +194,13 @@ def load_truth(source: str) -> datasets.Dataset:
     files = sorted(glob.glob(pattern))
     if not files:
         raise ValueError(f"{source} has no Parquet files: make some with `cest synthesize`.")
-    rows = datasets.load_dataset("parquet", data_files=files, split="train")
+    try:
+        rows = datasets.load_dataset("parquet", data_files=files, split="train")
+    except Exception as error:  # pyarrow, datasets and the disk have their own
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise ValueError(
+            f"{source} has no clips that can be read ({reason}): make some with `cest synthesize`."
+        ) from error
     for name in ("frames", "masks", "visibility"):
         if name in rows.column_names:
             rows = rows.cast_column(name, datasets.List(datasets.Image(decode=False)))
@@ -185,13 +211,13 @@ def load_truth(source: str) -> datasets.Dataset:
 
 def on_photos(run: Run, progress: bool) -> dict[str, Report]:
     """A folder of photos, such as CelebA's."""
-    measured, failures = evaluate_photos(
-        run.photo_methods(), photos_in(Path(run.source)), run.frames, progress
-    )
+    photos = spread(photos_in(Path(run.source)), run.frames)
+    measured, failures = evaluate_photos(run.photo_methods(), photos, progress)
     protocol = {
         "name": "photos",
         "photometric": f"{PHOTOMETRIC}; pixels of the rendering",
-        "photos": "by name, the largest face of each that the detector finds",
+        **LOW_PASSED,
+        "photos": f"{len(photos)}, the largest face of each that the detector finds",
     }
     return {"": run.report(measured, protocol, failures=failures)}
 
@@ -201,7 +227,7 @@ def on_aflw2000(run: Run, progress: bool) -> dict[str, Report]:
     truth, sigma = None, None
     if run.basel is not None:
         truth, sigma = load_face_model(run.basel), basel_deviations(run.basel)
-    samples = read_samples(Path(run.source))[: run.frames]
+    samples = spread(read_samples(Path(run.source)), run.frames)
     measured = evaluate_aflw2000(run.photo_methods(), samples, run.shapes(), truth, sigma, progress)
     protocol = {
         "name": "aflw2000",
@@ -219,20 +245,30 @@ def on_aflw2000(run: Run, progress: bool) -> dict[str, Report]:
 
 
 def basel_deviations(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Of the Basel Face Model's coefficients and 3DDFA's expressions, in the files' unit."""
-    identity = loadmat(path, variable_names=["shapeEV"])["shapeEV"].ravel().astype(float)
-    for name in ("Model_Expression.mat", "Model_Exp.mat"):
-        if (path.parent / name).is_file():
-            expression = loadmat(path.parent / name, variable_names=["sigma_exp"])["sigma_exp"]
-            return identity, expression.ravel().astype(float)
-    raise ValueError(f"{path.parent} has no Model_Exp.mat beside {path.name}.")
+    """Of the Basel Face Model's coefficients and 3DDFA's expressions, in the files' unit.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    names = ("Model_Expression.mat", "Model_Exp.mat")
+    expressions = [path.parent / name for name in names if (path.parent / name).is_file()]
+    if not expressions:
+        raise ValueError(f"{path.parent} has no Model_Exp.mat beside {path.name}.")
+    found = []
+    for file, name in ((path, "shapeEV"), (expressions[0], "sigma_exp")):
+        try:
+            found.append(loadmat(file, variable_names=[name])[name].ravel().astype(float))
+        except Exception as error:  # scipy says in many ways that a file is damaged
+            raise ValueError(f"{file} has no {name} that can be read ({error}).") from error
+    return found[0], found[1]
 
 
 def on_micc(run: Run, progress: bool) -> dict[str, Report]:
     """MICC Florence."""
     scans = read_scans(Path(run.source))
     if run.frames is not None:
-        scans = dict(list(scans.items())[: max(1, run.frames // (len(YAWS) * len(PITCHES)))])
+        wanted = max(1, run.frames // (len(YAWS) * len(PITCHES)))
+        scans = dict(spread(list(scans.items()), wanted))
     measured, failures = evaluate_micc(run.photo_methods(), scans, progress=progress)
     protocol = {
         "name": "micc",
@@ -244,12 +280,17 @@ def on_micc(run: Run, progress: bool) -> dict[str, Report]:
 
 
 def on_now(run: Run, progress: bool) -> dict[str, Report]:
-    """NoW: writes a submission for each method into the output's folder; measures nothing."""
+    """NoW: writes a submission for each method into the output's folder; measures nothing.
+
+    Images without a face are said on stderr.
+    """
     if run.output is None:
         raise ValueError("NoW wants meshes: say where to, with -o DIR.")
-    images = read_image_list(Path(run.source))[: run.frames]
+    images = spread(read_image_list(Path(run.source), run.images), run.frames)
     for label, method in run.photo_methods().items():
-        submit(method, Path(run.source), images, run.output / label, progress)
+        missed = submit(method, Path(run.source), images, run.output / label, progress)
+        for image in missed:
+            print(f"{label}, {image}: no face was found, the middle was taken.", file=sys.stderr)
     return {}
 
 
@@ -268,6 +309,7 @@ APPLIES_TO = {
     "mediapipe": ("synthetic", "aflw2000"),
     "basel": ("aflw2000",),
     "detector": ("photos", "aflw2000", "micc", "now"),
+    "images": ("now",),
     "attach": ("clips", "synthetic", "photos", "aflw2000", "micc"),
 }
 """Options of `cest evaluate` that not every protocol has a use for."""
@@ -280,11 +322,9 @@ def labels(models: Sequence[tuple[str, FaceEstimator]]) -> dict[str, FaceEstimat
     """
     named: dict[str, FaceEstimator] = {}
     for source, model in models:
-        label = model.config.conditioning.upper()
-        if label in named:
-            label = f"{label} {Path(source).name}"
-        number, unique = 2, label
-        while unique in named:
-            unique, number = f"{label} {number}", number + 1
-        named[unique] = model
+        kind = model.config.conditioning.upper()
+        longer = f"{kind} {Path(source).name}"
+        numbered = (f"{longer} {number}" for number in itertools.count(2))
+        found = itertools.chain((kind, longer), numbered)
+        named[next(label for label in found if label not in named)] = model
     return named

@@ -21,9 +21,9 @@ from huggingface_hub import (
 
 from cest import __version__
 from cest.checkpoint import write_atomically
-from cest.evaluation.curves import area_under_curve, plot_curves, write_curves
+from cest.evaluation.groups import group_title
 from cest.evaluation.measurements import FIGURES, Measurements
-from cest.evaluation.plotting import pyplot
+from cest.evaluation.plots import area_under_curve, plot_curves, plot_groups, write_curves
 
 CURVE_LIMITS = {
     "nme68": 10.0,
@@ -114,6 +114,8 @@ class Report:
         ]
         if silent := _without_answer(measured):
             parts.append(f"Without an answer, and in no mean: {'; '.join(silent)}.")
+        if failures := self.extra.get("failures"):
+            parts.append(f"Left out, for the reasons in report.json: {len(failures)}.")
         if bins := self.extra.get("by_yaw"):
             means = [[name, _number(m.get("mean", math.nan), "nme68")] for name, m in bins.items()]
             heading = ["", f"{FIGURES['nme68'].label}: mean of the yaw bins"]
@@ -122,7 +124,7 @@ class Report:
             for figure in figures:
                 if found := measured.by_group(grouping, figure):
                     counts = [
-                        f"{group.lstrip('12345 ')} ({values['count']})"
+                        f"{group_title(group)} ({values['count']})"
                         for group, values in next(iter(found.values())).items()
                     ]
                     rows = [
@@ -165,22 +167,6 @@ class Report:
                 plot_groups(path, groups, FIGURES[figure].label)
                 written.append(path)
         return written
-
-
-def plot_groups(path: Path, groups: Mapping[str, Mapping[str, dict]], label: str) -> None:
-    """Bars of means by method and group: method -> group -> {"mean": …}."""
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    width = 0.8 / len(groups)
-    for i, (method, values) in enumerate(groups.items()):
-        places = np.arange(len(values)) + (i - (len(groups) - 1) / 2) * width
-        axes.bar(places, [v.get("mean", 0) for v in values.values()], width, label=method)
-    ticks = [f"{group[2:]}\n{v['count']}" for group, v in next(iter(groups.values())).items()]
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_ylabel(label)
-    axes.legend(fontsize=8)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:]))
-    plt.close(figure)
 
 
 def card_of(folder: Path) -> Path:

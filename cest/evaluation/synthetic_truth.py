@@ -11,20 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
 from cest.data import Frame, FrameBatch, read_frame
 from cest.data.augmentation import Similarity
-from cest.evaluation.aflw2000 import yaw_group
-from cest.evaluation.dense import (
-    DenseError,
-    dense_nme,
-    face_vertices,
-    interocular_distance,
-    vertex_error,
-)
+from cest.evaluation.dense import Shape, errors_from_model, vertex_error
 from cest.evaluation.disentanglement import (
     albedo_deviation,
     albedo_error,
@@ -34,11 +26,16 @@ from cest.evaluation.disentanglement import (
     direction_angle,
     light_angle,
 )
+from cest.evaluation.groups import tone_group, yaw_group, yaw_of
 from cest.evaluation.measurements import Measurements
-from cest.evaluation.mediapipe_mesh import Shape, ShapeMethod
-from cest.evaluation.methods import Method
-from cest.evaluation.metrics import asymmetry, normalised_mean_error, photometric_error_255
-from cest.evaluation.tone import tone_group
+from cest.evaluation.methods import Method, ShapeMethod
+from cest.evaluation.metrics import (
+    asymmetry,
+    normalised_mean_error,
+    one_sidedness,
+    photometric_error_255,
+    shading_explained,
+)
 from cest.face_model import FaceModel
 from cest.geometry import project, rotate
 from cest.modeling import FaceParameters
@@ -57,6 +54,8 @@ class Truth:
         reflectance_map: (n, 3, T, T), the same for all frames.
         visibility: (n, 1, T, T), 1 for texels that the photo shows.
         vertices: (n, K, 3) of the method's face model.
+        landmarks: (n, 68, 2) image frame, of the same: its level of detail moves them by half a
+            per cent, which is no error of the method.
         surface: rasterised at the images' size.
         rendering: (n, 3, S, S): albedo times shading, nothing else.
     """
@@ -67,6 +66,7 @@ class Truth:
     reflectance_map: Tensor
     visibility: Tensor
     vertices: Tensor
+    landmarks: Tensor
     surface: Surface
     rendering: Tensor
 
@@ -83,12 +83,9 @@ class Truth:
         albedo = albedo.expand(len(viewpoint), -1, -1, -1)
         vertices = face_model.vertices(coefficients)
         normals = rotate(vertex_normals(vertices, face_model.triangles), viewpoint)
+        projected = project(vertices, viewpoint)
         surface = rasterize_surface(
-            project(vertices, viewpoint),
-            normals,
-            face_model.triangles,
-            face_model.uv,
-            (size, size),
+            projected, normals, face_model.triangles, face_model.uv, (size, size)
         )
         return cls(
             viewpoint=viewpoint,
@@ -97,6 +94,7 @@ class Truth:
             reflectance_map=albedo,
             visibility=(seen[:, None] > 127).float().to(device),
             vertices=vertices,
+            landmarks=projected[:, face_model.landmarks, :2],
             surface=surface,
             rendering=shade_surface(surface, albedo, illumination)[0],
         )
@@ -106,12 +104,6 @@ def decoded(encoded: Mapping, mode: str = "RGB") -> np.ndarray:
     """An encoded picture {"bytes": ...} -> (H, W, 3) or (H, W) uint8."""
     with Image.open(io.BytesIO(encoded["bytes"])) as file:
         return np.asarray(file.convert(mode))
-
-
-def yaw_of(viewpoint: Sequence[float]) -> float:
-    """Degrees by which a face (7,) looks to the picture's right."""
-    x, _, z = Rotation.from_rotvec(np.asarray(viewpoint[1:4], float)).apply((0.0, 0.0, 1.0))
-    return float(np.degrees(np.arctan2(x, z)))
 
 
 def evaluate_synthetic(
@@ -125,20 +117,23 @@ def evaluate_synthetic(
     """Measures methods against the truth; memory does not grow with the clips.
 
     Args:
-        methods: by name, all with the open face model.
+        methods: by name, all with the open face model; landmarks that they are given are true at
+            its level of detail.
         clips: rows of SyntheticClips, of two frames or more each.
         dense_frames: of so many, the first frames of clips evenly spread, the dense NME is taken
             too (ICP takes a third of a second a frame).
-        shapes: methods that give geometry alone; they get NME and "dense_scaled".
+        shapes: methods that give geometry alone; they get NME (against the clips' own landmarks),
+            "dense_scaled" and "converged".
         device: where the methods' models are.
         progress: whether to draw a bar.
 
     Returns:
-        For each frame "nme68", "nme51", "vertex" and "vertex_scaled" (true per-vertex error, %),
-        "photometric" (against the photo), "albedo", "albedo_relative" (% of the true albedo's
+        For each frame "nme68", "nme51", "pose" (NME-68 of the true shape in the estimated
+        viewpoint), "vertex" and "vertex_scaled" (true per-vertex error, %), "photometric" and
+        "shading_explained" (against the photo), "albedo", "albedo_relative" (% of the true albedo's
         mean), "albedo_bias" (signed, without rescaling), "albedo_similarity", "light_angle",
-        "direction_angle", "cross_relight", "reflectance_asymmetry"; for each clip
-        "albedo_deviation"; for some frames "dense", "dense_scaled" and "converged".
+        "direction_angle", "cross_relight", "reflectance_one_sided", "reflectance_asymmetry"; for
+        each clip "albedo_deviation"; for some frames "dense", "dense_scaled" and "converged".
         Groups: "skin tone", of the true albedo; "yaw", of the true viewpoint.
 
     Raises:
@@ -169,7 +164,9 @@ def evaluate_synthetic(
                 "or more."
             )
         for i, encoded in enumerate(row["frames"]):
-            results.read(f"{row['clip_id']}/{i}", encoded, row["landmarks"][i])
+            by_frame = ("landmarks", "masks", "visibility", *COLUMNS[:3])
+            known = (row[name][i] for name in by_frame if row.get(name) is not None)
+            results.read(f"{row['clip_id']}/{i}", encoded, *known, row["reflectance_map"])
         albedo = decoded(row["reflectance_map"])
         seen = np.max([decoded(v, "L") for v in row["visibility"]], axis=0)
         results.groups["skin tone"] += [tone_group(albedo, seen)] * len(read)
@@ -185,11 +182,12 @@ def evaluate_synthetic(
                 batch = FrameBatch.stack([frames]).to(device)
                 cache[key] = batch, Truth.of(row, method.face_model, method.size, device)
             batch, truth = cache[key]
-            estimate = method(batch.image, batch.landmarks, batch.mask)
+            estimate = method(batch.image, truth.landmarks, batch.mask)
             for figure, values in compare(method.face_model, batch, estimate, truth).items():
                 results.add(name, figure, values)
             if number in dense:
-                for figure, value in _dense(method.face_model, estimate, truth).items():
+                shape = Shape.of(method.face_model, estimate.vertices[0])
+                for figure, value in _dense(shape, method.face_model, truth).items():
                     results.add(name, figure, [value])
         for name, method in (shapes or {}).items():
             found = [method(image, _box(landmarks)) for image, landmarks, _ in read]
@@ -199,8 +197,8 @@ def evaluate_synthetic(
             if number in dense:
                 first = next(iter(methods.values()))
                 truth = Truth.of(row, first.face_model, first.size, device)
-                error = found[0] and _shape_error(found[0], first.face_model, truth, scale=True)
-                results.add(name, "dense_scaled", [error.nme if error else float("nan")])
+                for figure, value in _dense(found[0], first.face_model, truth, False).items():
+                    results.add(name, figure, [value])
     return results
 
 
@@ -211,8 +209,11 @@ def compare(
     """Figures of one clip's frames (n,), and "albedo_deviation" (1,)."""
     ids = face_model.landmarks
     points = estimate.projected[:, ids, :2]
-    rendered, _ = shade_surface(estimate.surface, estimate.reflectance_map, estimate.illumination)
-    visible = estimate.texture_visibility
+    rendered, shading = shade_surface(
+        estimate.surface, estimate.reflectance_map, estimate.illumination
+    )
+    visible, region = estimate.texture_visibility, batch.mask * estimate.surface.coverage
+    posed = project(truth.vertices, estimate.viewpoint)[:, ids, :2]
     pairs = list(zip(estimate.vertices.double().cpu().numpy(), truth.vertices.cpu().numpy()))
     vertex = {
         name: torch.tensor([vertex_error(*pair, face_model, scale) for pair in pairs])
@@ -221,11 +222,11 @@ def compare(
     albedos = estimate.reflectance_map, truth.reflectance_map, truth.visibility
     error, level = albedo_error(*albedos), albedo_level(truth.reflectance_map, truth.visibility)
     return vertex | {
-        "nme68": normalised_mean_error(points, batch.landmarks),
-        "nme51": normalised_mean_error(points, batch.landmarks, inner=True),
-        "photometric": photometric_error_255(
-            batch.image, rendered, batch.mask * estimate.surface.coverage
-        ),
+        "nme68": normalised_mean_error(points, truth.landmarks),
+        "nme51": normalised_mean_error(points, truth.landmarks, inner=True),
+        "pose": normalised_mean_error(posed, truth.landmarks),
+        "photometric": photometric_error_255(batch.image, rendered, region),
+        "shading_explained": shading_explained(batch.image, shading, region),
         "albedo": error,
         "albedo_relative": 100 * error / level.clamp(min=1),
         "albedo_bias": albedo_level(estimate.reflectance_map, truth.visibility) - level,
@@ -239,19 +240,17 @@ def compare(
             truth.rendering,
             batch.mask,
         ),
+        "reflectance_one_sided": one_sidedness(estimate.reflectance_map, visible),
         "reflectance_asymmetry": asymmetry(estimate.reflectance_map, visible),
         "albedo_deviation": albedo_deviation(estimate.reflectance_map, visible)[None],
     }
 
 
-def _dense(face_model: FaceModel, estimate: FaceParameters, truth: Truth) -> dict[str, float]:
+def _dense(
+    shape: Shape | None, face_model: FaceModel, truth: Truth, metric: bool = True
+) -> dict[str, float]:
     """Of the clip's first frame."""
-    vertices = estimate.vertices[0].double().cpu().numpy()
-    triangles, ids = face_model.triangles.cpu().numpy(), face_model.landmarks.cpu().numpy()
-    shape = Shape(vertices, triangles, ids)
-    rigid, scaled = (_shape_error(shape, face_model, truth, scale) for scale in (False, True))
-    converged = np.mean([rigid.alignment.converged, scaled.alignment.converged])
-    return {"dense": rigid.nme, "dense_scaled": scaled.nme, "converged": converged}
+    return errors_from_model(shape, face_model, truth.vertices[0].double().cpu().numpy(), metric)
 
 
 def _box(landmarks: np.ndarray) -> tuple[float, float, float, float]:
@@ -263,16 +262,3 @@ def _nme(shape: Shape | None, true: np.ndarray, inner: bool) -> float:
         return float("nan")
     points = torch.from_numpy(shape.landmarks_photo)[None]
     return float(normalised_mean_error(points, torch.from_numpy(true)[None], inner))
-
-
-def _shape_error(shape: Shape, face_model: FaceModel, truth: Truth, scale: bool) -> DenseError:
-    true = truth.vertices[0].double().cpu().numpy()
-    landmarks = true[face_model.landmarks.cpu().numpy()]
-    return dense_nme(
-        shape.vertices,
-        shape.triangles,
-        (shape.vertices[shape.landmarks], landmarks),
-        true[face_vertices(face_model)],
-        interocular_distance(landmarks),
-        scale,
-    )

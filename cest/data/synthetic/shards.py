@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -71,11 +72,16 @@ def write_shards(clips: SyntheticClips, folder: Path, progress: bool = True) -> 
 def _check_settings(clips: SyntheticClips, path: Path) -> None:
     settings = {
         name: getattr(clips, name) for name in ("length", "seed", "frames", "size", "truth")
-    }
+    } | {"appearance": asdict(clips.appearance)}
+    text = json.dumps(settings, indent=1) + "\n"
     if not path.exists():
-        text = json.dumps(settings, indent=1) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    elif json.loads(path.read_text("utf-8")) != settings:
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): give another folder.") from error
+    if found != json.loads(text):  # JSON has no tuples
         raise ValueError(
             f"{path.parent} holds synthetic clips made with other settings ({SETTINGS} says "
             "which): give those, or another folder."
