@@ -19,6 +19,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORIES = {"cest": "cest-small", "iest": "iest-small", "segmenter": "face-segmenter"}
 """Folder under model_card/ and its repository's name; one that is not there is left out."""
+DATASETS = {"clips": "cest-validation", "synthetic": "cest-synthetic"}
+"""Protocol of a release's evaluation and the name that its data set goes by in the results."""
+NAMING = (".md", ".yaml")
+"""Endings of the files in which OWNER stands for the owner's name."""
 CHECKPOINT = (constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE, constants.REPOCARD_NAME)
 SPACE = (
     *("README.md", "LICENSE", "NOTICE", "app.py", "requirements.txt"),
@@ -109,17 +113,17 @@ def space(owner: str, name: str) -> Upload:
 
 
 def _files(root: Path, paths: Iterable[Path], owner: str) -> dict[str, bytes | Path]:
-    """Files by their path below ``root``; cards name their real owner."""
+    """Files by their path below ``root``; cards and results name their real owner."""
     found = sorted(path for path in paths if path.is_file() and "__pycache__" not in path.parts)
     return {
-        path.relative_to(root).as_posix(): _card(path, owner) if path.suffix == ".md" else path
+        path.relative_to(root).as_posix(): _owned(path, owner) if path.suffix in NAMING else path
         for path in found
     }
 
 
-def _card(path: Path, owner: str) -> bytes:
+def _owned(path: Path, owner: str) -> bytes:
     text = path.read_text(encoding="utf-8")
-    for repository in REPOSITORIES.values():
+    for repository in (*REPOSITORIES.values(), *DATASETS.values()):
         text = text.replace(f"OWNER/{repository}", f"{owner}/{repository}")
     return text.encode()
 

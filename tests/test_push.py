@@ -69,7 +69,11 @@ def test_a_checkpoint_goes_as_it_is_but_for_its_owner(release, name):
     original = (folder / "README.md").read_text()
     assert card == original.replace("OWNER/", "tester/") and repository in card
     assert files == {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.name != "README.md"
+        path.relative_to(folder).as_posix(): path.read_bytes().replace(b"OWNER/", b"tester/")
+        if path.suffix == ".yaml"
+        else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "README.md"
     }
 
 
@@ -141,6 +145,21 @@ def test_an_incomplete_checkpoint_is_not_pushed(tmp_path, monkeypatch):
     monkeypatch.setattr("push.ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"lacks model\.safetensors, README\.md"):
         checkpoints("tester")
+
+
+def test_results_go_along_in_their_owners_name(tmp_path, monkeypatch):
+    """What release.py writes below a checkpoint's folder; other names stay."""
+    folder = tmp_path / "model_card" / "cest"
+    (folder / ".eval_results").mkdir(parents=True)
+    for file in ("config.json", "model.safetensors", "picture.jpg"):
+        (folder / file).write_bytes(b"OWNER/cest-small")
+    (folder / "README.md").write_text("OWNER/cest-small, OWNER/cest-validation, OWNER/NAME")
+    (folder / ".eval_results" / "clips.yaml").write_text("id: OWNER/cest-validation")
+    monkeypatch.setattr("push.ROOT", tmp_path)
+    (upload,) = checkpoints("me")
+    assert upload.files["README.md"] == b"me/cest-small, me/cest-validation, OWNER/NAME"
+    assert upload.files[".eval_results/clips.yaml"] == b"id: me/cest-validation"
+    assert upload.files["picture.jpg"] == folder / "picture.jpg"
 
 
 def test_the_size_counts_files_and_bytes(tmp_path):
