@@ -15,6 +15,9 @@ from cest.embedded_detector import REFERENCE_SIZE, DetectorNetwork, EmbeddedDete
 from clip_factory import write_clips
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "train"))
+
+import train_detector  # noqa: E402
 
 
 class Ideal(DetectorNetwork):
@@ -50,33 +53,82 @@ def test_outputs_are_read_as_they_are_meant(scale):
     np.testing.assert_allclose(found.rolls, [0.5], atol=1e-6)
 
 
-def test_the_script_trains_and_saves(face_model, tmp_path):
+@pytest.fixture
+def data(face_model, tmp_path) -> list[str]:
+    """Of the script: three clips of two frames, and a background."""
     clips = write_clips(tmp_path / "clips.parquet", face_model, clips=3, frames=2, size=128)
     (tmp_path / "backgrounds").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (200, 150, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "backgrounds" / "noise.png")
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "train" / "train_detector.py"),
-            "--faces",
-            str(clips),
-            "--backgrounds",
-            str(tmp_path / "backgrounds"),
-            "-o",
-            str(tmp_path / "w.safetensors"),
-            "--steps",
-            "3",
-            "--batch",
-            "4",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
+    return ["--faces", str(clips), "--backgrounds", str(tmp_path / "backgrounds")]
+
+
+def train(*arguments: str) -> subprocess.CompletedProcess:
+    script = str(ROOT / "train" / "train_detector.py")
+    return subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, timeout=300
     )
+
+
+def test_the_script_trains_and_saves(data, tmp_path):
+    (tmp_path / "out").mkdir()
+    weights = tmp_path / "out" / "w.safetensors"
+    done = train(*data, "-o", str(weights), "--steps", "3", "--batch", "4")
     assert done.returncode == 0, done.stderr
+    assert list(weights.parent.iterdir()) == [weights]  # no temporary file stays
     network = DetectorNetwork()
     before = network.head.weight.clone()
-    network.load_state_dict(load_file(tmp_path / "w.safetensors"))
+    network.load_state_dict(load_file(weights))
     assert all(torch.isfinite(value).all() for value in network.state_dict().values())
     assert (network.head.weight != before).any()
+
+
+def test_what_cannot_be_done_is_one_sentence_before_training(data, tmp_path, monkeypatch):
+    def fails(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train_detector.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            train_detector.main()
+        return str(stopped.value)
+
+    monkeypatch.setattr(train_detector, "Painter", None)  # not to be called
+    nowhere = str(tmp_path / "absent" / "w.safetensors")
+    assert fails(*data, "-o", nowhere).startswith(f"train_detector.py: {nowhere} cannot be written")
+    assert f"{tmp_path} is a folder" in fails(*data, "-o", str(tmp_path))
+    output = ["-o", str(tmp_path / "w.safetensors")]
+    assert "no faces in the clips" in fails(*data, *output, "--frame-stride", "7")
+    assert "absent" in fails(*data[:-1], str(tmp_path / "absent"), *output)
+
+
+def test_frames_are_read_when_they_are_asked_for(data, monkeypatch):
+    """Every second one, none before; and none is kept."""
+    read = []
+    original = train_detector.read_frame
+
+    def counted(row: dict, index: int) -> tuple:
+        read.append((row["clip_id"], index))
+        return original(row, index)
+
+    monkeypatch.setattr(train_detector, "read_frame", counted)
+    frames = train_detector.Frames([data[1]], stride=2)
+    assert len(frames) == 3 and not read
+    assert frames[1].image.shape == (128, 128, 3)
+    assert frames[1] is not frames[1]
+    assert read == [("clip1", 1)] * 3
+
+
+def test_targets_are_one_label_and_the_networks_other_outputs(data):
+    frames = train_detector.Frames([data[1]], stride=1)
+    painter = train_detector.Painter(frames, [np.zeros((64, 64, 3), np.uint8)], seed=0)
+    for _ in range(20):
+        image, target = painter.sample()
+        if (target[0] == 1).any():
+            break
+    output = DetectorNetwork()(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
+    assert target.shape == output.shape[1:]
+    # An output that says what the target says: no error is left but the logit's.
+    right = torch.from_numpy(target)[None].clone()
+    right[:, 0] = 50 * (2 * (right[:, 0] == 1) - 1)
+    assert train_detector.loss(right, torch.from_numpy(target)[None]) < 1e-6
+    face = (target[0] == 1).nonzero()
+    angle = torch.from_numpy(target[4:][:, face[0], face[1]])
+    torch.testing.assert_close(angle.norm(dim=0), torch.ones(angle.shape[1]))

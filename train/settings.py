@@ -150,6 +150,8 @@ CHANGEABLE = frozenset(
         *("columns", "compile", "tracker", "push_to_hub", "private"),
         # What a run that left the numbers needs another of.
         *("learning_rate", "warmup", "gradient_norm"),
+        # Strong at first, to part reflectance from light, then weaker, for the photographs' detail.
+        "truth_weight",
     )
 )
 

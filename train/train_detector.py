@@ -12,7 +12,11 @@ two faces pasted at a random size, roll, border and colour.
 import argparse
 import math
 import random
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import cv2
 import numpy as np
@@ -21,6 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from cest.checkpoint import write_atomically
 from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop, crop_from_landmarks, crop_image
 from cest.data.clips import load_clips, read_frame
 from cest.embedded_detector import REFERENCE_SIZE, STRIDE, DetectorNetwork, cell_centers
@@ -32,31 +37,37 @@ SMALLEST, LARGEST = 16.0, 56.0
 
 
 class Frame:
-    """A face photograph at three resolutions, with its upright landmark box."""
+    """A face photograph with its upright landmark box."""
 
     def __init__(self, image: np.ndarray, landmarks: np.ndarray) -> None:
-        self.levels = [image]
-        for _ in range(2):
-            self.levels.append(
-                cv2.resize(self.levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            )
+        self.image = image
         self.crop = crop_from_landmarks(landmarks)
         self.size = self.crop.size / LANDMARK_BOX_TO_CROP
 
 
-def read_frames(sources: list[str], stride: int) -> list[Frame]:
-    """Every `stride`-th frame of the clips in `sources` (see `load_clips`)."""
-    frames: list[Frame] = []
-    count = 0
-    for source in sources:
-        for row in load_clips(source):
-            for index in range(len(row["frames"])):
-                count += 1
-                if count % stride == 0:
-                    frames.append(Frame(*read_frame(row, index)[:2]))
-    if not frames:
-        raise SystemExit("There are no faces in the clips given.")
-    return frames
+class Frames(Sequence):
+    """Every `stride`-th frame of clip sets; images are read when they are asked for.
+
+    Raises:
+        ValueError: there is none, or a set cannot be read (see `load_clips`).
+    """
+
+    def __init__(self, sources: list[str], stride: int) -> None:
+        self.places = [
+            (clips, row, index)
+            for clips in map(load_clips, sources)
+            for row, clip in enumerate(clips.select_columns("landmarks"))
+            for index in range(len(clip["landmarks"]))
+        ][stride - 1 :: stride]
+        if not self.places:
+            raise ValueError("There are no faces in the clips given.")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> Frame:
+        clips, row, index = self.places[number]
+        return Frame(*read_frame(clips[row], index)[:2])
 
 
 def warp(
@@ -67,9 +78,10 @@ def warp(
     Returns the picture and its alpha (CANVAS, CANVAS), and the face's roll.
     """
     scale = size / frame.size
-    level = min(max(math.floor(-math.log2(scale)), 0), 2)
-    image = frame.levels[level]
-    ratio = frame.levels[0].shape[0] / image.shape[0]
+    image = frame.image
+    for _ in range(min(max(math.floor(-math.log2(scale)), 0), 2)):
+        image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    ratio = len(frame.image) / len(image)
     a = scale * ratio
     c, s = a * math.cos(roll), a * math.sin(roll)
     matrix = np.array([[c, s, 0], [-s, c, 0]])
@@ -96,7 +108,7 @@ def blob(center: np.ndarray, radius: float, feather: float) -> np.ndarray:
 class Painter:
     """Makes training images and their targets."""
 
-    def __init__(self, frames: list[Frame], backgrounds: list[np.ndarray], seed: int) -> None:
+    def __init__(self, frames: Sequence[Frame], backgrounds: list[np.ndarray], seed: int) -> None:
         self.frames, self.backgrounds = frames, backgrounds
         self.random = random.Random(seed)
         self.numpy = np.random.default_rng(seed)
@@ -121,13 +133,13 @@ class Painter:
         return cv2.resize(flat, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
-        """An image (CANVAS, CANVAS, 3) uint8 and its target (7, CELLS, CELLS).
+        """An image (CANVAS, CANVAS, 3) uint8 and its target (6, CELLS, CELLS).
 
         Target channels: 1 face, 0 none, -1 either; then as the network's outputs.
         """
         r = self.random
         canvas = self.background().astype(np.float32)
-        target = np.zeros((7, CELLS, CELLS), np.float32)
+        target = np.zeros((6, CELLS, CELLS), np.float32)
         x, y = cell_centers(CELLS, CELLS)
         for _ in range(r.choice([0, 1, 1, 1, 2, 2])):
             size = math.exp(r.uniform(math.log(12), math.log(72)))
@@ -208,8 +220,20 @@ def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     )
     faces = positive.sum().clamp_min(1)
     focal = (entropy * wrong**2 * counts).sum() / faces
-    difference = (output[:, 1:] - target[:, 1:6]).abs().sum(1)
+    difference = (output[:, 1:] - target[:, 1:]).abs().sum(1)
     return focal + (difference * positive).sum() / faces
+
+
+def check_writable(path: Path) -> None:
+    """Before training what would fail after it; raises ValueError."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file for the weights.")
+    try:
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}): name a file in a folder of yours."
+        ) from error
 
 
 def main() -> None:
@@ -232,11 +256,15 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    frames = read_frames(arguments.faces, arguments.frame_stride)
-    backgrounds = [
-        np.asarray(Image.open(path).convert("RGB"))
-        for path in sorted(arguments.backgrounds.iterdir())
-    ]
+    try:
+        check_writable(arguments.output)
+        frames = Frames(arguments.faces, arguments.frame_stride)
+        backgrounds = [
+            np.asarray(Image.open(path).convert("RGB"))
+            for path in sorted(arguments.backgrounds.iterdir())
+        ]
+    except (OSError, ValueError) as error:
+        sys.exit(f"train_detector.py: {error}")
     painter = Painter(frames, backgrounds, arguments.seed)
     network = DetectorNetwork()
     torch.nn.init.constant_(network.head.bias[:1], -4.0)
@@ -256,7 +284,7 @@ def main() -> None:
         average += (value.item() - average) * max(0.01, 1 / (step + 1))
         bar.set_postfix(loss=f"{average:.3f}")
         if step % 1000 == 999 or step + 1 == arguments.steps:
-            save_file(network.state_dict(), arguments.output)
+            write_atomically(arguments.output, partial(save_file, network.state_dict()))
 
 
 if __name__ == "__main__":
