@@ -253,6 +253,12 @@ def _parser() -> argparse.ArgumentParser:
     synthesize.add_argument(
         "--no-truth", action="store_true", help="frames, landmarks and masks only"
     )
+    synthesize.add_argument(
+        "--unfamiliar",
+        action="store_true",
+        help="beyond what training renders: stronger shapes and expressions, all faces shadowed "
+        "and shining, more in front of them",
+    )
     synthesize.set_defaults(run=_synthesize)
 
     face_model = commands.add_parser("face-model", help="the 3D morphable model")
@@ -471,13 +477,18 @@ def _expect_picture(path: Path, formats: Sequence[str]) -> None:
 
 def _synthesize(options: argparse.Namespace) -> int:
     # Writing clips takes the data-set library, which photos do without.
-    from cest.data.synthetic import SyntheticClips, write_shards
+    from cest.data.synthetic import AppearanceRanges, SyntheticClips, write_shards
 
     if options.clips < 1:
         raise UsageError(f"--clips {options.clips} leaves nothing to make; give 1 or more.")
     try:
         clips = SyntheticClips(
-            options.clips, options.seed, options.frames, options.size, truth=not options.no_truth
+            options.clips,
+            options.seed,
+            options.frames,
+            options.size,
+            AppearanceRanges.unfamiliar() if options.unfamiliar else None,
+            truth=not options.no_truth,
         )
         shards = write_shards(clips, options.output)
     except ValueError as error:

@@ -377,5 +377,6 @@ def test_command_line(tmp_path, capsys):
     assert len(load_clips(str(tmp_path))) == 2
     assert main(arguments) == 1
     assert "other settings" in capsys.readouterr().err
+    assert main([*arguments, "--no-truth", "--unfamiliar"]) == 1  # another appearance
     assert main(["synthesize", "-o", str(tmp_path), "--clips", "0"]) == 1
     assert "clips" in capsys.readouterr().err

@@ -58,3 +58,17 @@ class AppearanceRanges:
         Inside the mask their frames are `cest.rendering.render` of the truth, rounded to 8 bits.
         """
         return cls(**{"self_shadow": 0.0, "highlights": 0.0, "camera": 0.0} | changes)
+
+    @classmethod
+    def unfamiliar(cls) -> "AppearanceRanges":
+        """Beyond the defaults, which training renders: to see how methods carry over."""
+        return cls(
+            identity=1.2,
+            expression=1.3,
+            self_shadow=1.0,
+            highlights=1.0,
+            glasses=0.4,
+            medical_mask=0.1,
+            hand=0.15,
+            padded=0.3,
+        )
