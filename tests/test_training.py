@@ -460,7 +460,9 @@ def test_shipped_configurations_are_readable(path):
     assert settings.recipe.batch_size > 0
 
 
-@pytest.mark.parametrize("name", ["small-{}", "released-{}", "paper-voxceleb{}", "paper-300wlp{}"])
+@pytest.mark.parametrize(
+    "name", ["small-{}", "rendered-{}", "released-{}", "paper-voxceleb{}", "paper-300wlp{}"]
+)
 def test_cest_and_iest_get_the_same_budget_data_and_seed(name):
     folder = TRAIN / "configs"
     first, second = ("cest", "iest") if not name.startswith("paper") else ("", "-iest")
