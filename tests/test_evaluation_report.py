@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -134,8 +135,10 @@ def test_a_report_says_it_all(tmp_path):
     # 1 - e / 10 over four images, one of which failed.
     assert values["area_under_ced"]["nme68"]["a"] == pytest.approx(100 * (0.9 + 0.8 + 0.7) / 4)
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| a | 2.00 | 27.50 |" in text and "| b | 4.00 | – |" in text
-    assert "| a | 15.00 | 40.00 |" in text and "light (2)" in text
+    assert "|  | a | b |" in text and "| NME-68, % ↓ | 2.00 | 4.00 |" in text
+    assert "| photometric, /255 ↓ | 27.50 | – |" in text
+    assert "|  |  | light (2) | dark (2) | worst / best |" in text
+    assert "| photometric, /255 ↓ | a | 15.00 | 40.00 | 2.67 |" in text
     assert "- choice: this" in text
     assert "Without an answer, and in no mean: a, NME-68, %: 1 of 4." in text
 
@@ -219,17 +222,33 @@ def test_a_run_over_clips(clips, model):
     assert [name.split("/")[0] for name in short.frames] == ["clip0", "clip1"]
 
 
-def test_the_light_is_the_same_for_methods_of_every_size(clips, model, face_model):
+def test_the_light_is_the_same_whatever_stands_beside(clips, model, face_model):
     larger = FaceEstimator(FaceEstimatorConfig(image_size=128, width=0.125), face_model).eval()
-    alone, beside = (
+    elsewhere = Estimate(model)
+    elsewhere.face_model = replace(face_model, mean=face_model.mean + 0.3)  # another origin
+    alone, *beside = (
         evaluate_clips(methods, load_clips(str(clips)), batch_size=2).values["m"]
         for methods in (
             {"m": Estimate(model)},
             {"larger": Estimate(larger), "m": Estimate(model)},
+            {"elsewhere": elsewhere, "m": Estimate(model)},
         )
     )
-    for figure in ("relit_reflectance", "relit_texture"):
-        np.testing.assert_allclose(beside[figure], alone[figure], rtol=1e-4)
+    for found in beside:
+        for figure in ("relit_reflectance", "relit_texture"):
+            np.testing.assert_allclose(found[figure], alone[figure], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("landmarks", "says"), [(2, "2 landmarks"), (4, "4"), (None, "0")])
+def test_a_clip_without_landmarks_for_every_frame_is_named(clips, model, landmarks, says):
+    rows = load_clips(str(clips)).to_list()
+    known = rows[1]["landmarks"]
+    rows[1]["landmarks"] = None if landmarks is None else (2 * known)[:landmarks]
+    frames = datasets.List(datasets.Image(decode=False))
+    features = datasets.Features(FEATURES | {"frames": frames})
+    damaged = datasets.Dataset.from_list(rows, features=features)
+    with pytest.raises(ValueError, match=f"Clip clip1 has 3 frames, {says}"):
+        evaluate_clips({"m": Estimate(model)}, damaged)
 
 
 class Blind(Estimate):

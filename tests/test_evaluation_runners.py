@@ -154,7 +154,7 @@ def test_aflw2000_report(aflw2000, method, tmp_path):
     values, text = report.to_dict(), report.markdown()
     mean = values["by_yaw"]["CEST"]["mean"]
     assert f"mean of the yaw bins |\n| --- | --- |\n| CEST | {mean:.2f} |" in text
-    assert "NME-68, %, by yaw (frames)" in text and "[60, 90) (1)" in text
+    assert "By yaw (frames)" in text and "[60, 90) (1)" in text
     few = on_aflw2000(Run(str(aflw2000), {"CEST": model}, frames=2, detector=EMBEDDED), False)
     assert "mean of the yaw bins |\n| --- | --- |\n| CEST | – |" in few["original"].markdown()
 

@@ -95,6 +95,34 @@ def test_a_release_is_whole(released, runs, name):
         assert torch.equal(value, original[key].half().to(value.dtype))
 
 
+def shown(summary: dict | None, figure: str) -> str:
+    digits = FIGURES[figure].digits
+    return f"{summary['mean']:z.{digits}f}" if summary and summary["count"] else "–"
+
+
+def title(figure: str) -> str:
+    return FIGURES[figure].label + {"lower": " ↓", "higher": " ↑", "": ""}[FIGURES[figure].better]
+
+
+def figure_rows(methods: dict) -> list[list[str]]:
+    measured = [figure for figure in FIGURES if any(figure in found for found in methods.values())]
+    assert len(measured) > 8
+    return [
+        [title(figure), *(shown(found.get(figure), figure) for found in methods.values())]
+        for figure in measured
+    ]
+
+
+def group_rows(figure: str, methods: dict) -> list[list[str]]:
+    rows = []
+    for method, groups in methods.items():
+        means = [group["mean"] for group in groups.values() if group["count"]]
+        ratio = f"{max(means) / min(means):.2f}" if FIGURES[figure].better == "lower" else ""
+        values = [shown(group, figure) for group in groups.values()]
+        rows.append([title(figure), method, *values, ratio])
+    return rows
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_says_what_was_measured(released, name):
     """Every number of its tables is evaluation.json's, which names the weights beside it."""
@@ -104,42 +132,16 @@ def test_the_card_says_what_was_measured(released, name):
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     card = ModelCard.load(folder / "README.md")
     assert f"# {name.upper()}\n" in card.text and "{{" not in card.text
-    by_heading = {tuple(found[0]): found[2:] for found in tables(card.text)}
-    names = {
-        f"{about.label}{release_module.ARROWS[about.better]}": figure
-        for figure, about in FIGURES.items()
-    }
-    shown = [t for t in tables(card.text) if t[0] == ["", *release_module.METHODS]]
-    assert len(shown) == 2
-    for found, protocol in zip(shown, ("clips", "synthetic")):
+    found = tables(card.text)
+    for protocol in ("clips", "synthetic"):
         report = evaluation[protocol]
+        methods = report["figures"]
+        assert list(methods) == ["CEST", "IEST", "mean face", "landmark fit"]
         assert report["methods"][name.upper()]["sha256_of_weights"] == weights
-        assert len(found) > 8
-        for label, *values in found[2:]:
-            figure = names[label]
-            expected = [report["figures"][m].get(figure) for m in release_module.METHODS]
-            digits = FIGURES[figure].digits
-            assert values == [f"{e['mean']:z.{digits}f}" if e else "" for e in expected]
-    for protocol, report in evaluation.items():
-        for grouping, figures in report.get("by_group", {}).items():
-            for figure, methods in figures.items():
-                for method in release_module.METHODS:
-                    groups = methods[method]
-                    digits = FIGURES[figure].digits
-                    means = [g["mean"] for g in groups.values() if g["count"]]
-                    label = next(k for k, v in names.items() if v == figure)
-                    ratio = max(means) / min(means) if FIGURES[figure].better else None
-                    row = [
-                        label,
-                        method,
-                        *(
-                            f"{g['mean']:z.{digits}f}" if g["count"] else ""
-                            for g in groups.values()
-                        ),
-                        f"{ratio:.2f}" if ratio else "",
-                    ]
-                    rows = [r for h, t in by_heading.items() if len(h) == len(row) for r in t]
-                    assert row in rows, (protocol, grouping)
+        assert [["", *methods], ["---"] * 5, *figure_rows(methods)] in found
+        for groups in report["by_group"].values():
+            rows = [row for figure, by in groups.items() for row in group_rows(figure, by)]
+            assert rows in [table[2:] for table in found]
     assert {"skin tone"} == evaluation["clips"]["by_group"].keys()
     assert {"skin tone", "yaw"} == evaluation["synthetic"]["by_group"].keys()
 
@@ -176,24 +178,28 @@ def test_the_hub_can_read_card_and_results(released, name):
         assert f"\n## {heading}\n" in card.text
 
 
-def test_rounding_that_shows_is_refused():
-    def report(nme: float) -> dict:
-        both = {name: {"nme68": {"mean": nme, "count": 3}} for name in ("CEST", "IEST")}
-        return {"clips": {"figures": both}}
-
+def test_rounding_that_shows_is_refused(monkeypatch):
     # NME is shown with two digits: 0.004 is within one unit of the last, 0.02 is not.
-    assert rounding(report(2.004), report(2.0))["largest_change"]["units"] == pytest.approx(0.4)
-    assert rounding(report(2.0), report(2.0))["largest_change"]["units"] == 0
-    with pytest.raises(ValueError, match=r"NME-68, % \(clips\) moves by 2\.0 .* without --half"):
-        rounding(report(2.02), report(2.0))
-    lost = report(2.0)
-    lost["clips"]["figures"]["IEST"]["nme68"] = {"count": 0}
-    with pytest.raises(ValueError, match=r"IEST's .* moves by inf"):
-        rounding(lost, report(2.0))
+    means = {"exact": {"nme68": 2.0}, "close": {"nme68": 2.004}, "far": {"nme68": 2.02}, "no": {}}
+    monkeypatch.setattr(
+        release_module, "evaluate", lambda model, clips, max_frames: means[model] | {"frames": 9}
+    )
+
+    def moved(iest: str) -> dict:
+        exact = dict.fromkeys(NAMES, "exact")
+        return rounding(exact, exact | {"iest": iest}, None)
+
+    found = moved("close")
+    assert found == {"frames": 9, "figure": "IEST, NME-68, %", "units": pytest.approx(0.4)}
+    assert moved("exact")["units"] == 0
+    with pytest.raises(ValueError, match=r"'IEST, NME-68, %' moves by 2\.0 .* without --half"):
+        moved("far")
+    with pytest.raises(ValueError, match=r"moves by inf"):
+        moved("no")
 
 
 def test_what_cannot_be_released_is_one_sentence(arguments, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(release_module, "evaluate", None)  # not to be called
+    monkeypatch.setattr(release_module, "on_clips", None)  # not to be called
     cest, iest = (str(runs / name / "model") for name in NAMES)
 
     def fails(**changed: str) -> str:
@@ -205,8 +211,8 @@ def test_what_cannot_be_released_is_one_sentence(arguments, runs, tmp_path, monk
         assert sentence.startswith("release.py: ") and "\n" not in sentence
         return sentence
 
-    assert "absent is no folder: give --cest a checkpoint's" in fails(cest=str(runs / "absent"))
-    assert f"is a training run: give its checkpoint, {cest}." in fails(cest=str(runs / "cest"))
+    assert "absent is neither a folder nor a Hub id" in fails(cest=str(runs / "absent"))
+    assert "has no config.json: give a folder" in fails(cest=str(runs / "cest"))
     assert "is a checkpoint of IEST: give --cest one of CEST." in fails(cest=iest)
     assert "is a checkpoint of CEST: give --iest one of IEST." in fails(iest=cest)
     damaged = tmp_path / "damaged"
@@ -237,7 +243,7 @@ def test_a_release_that_breaks_off_leaves_the_old_one(arguments, tmp_path, monke
     def stopped(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(release_module, "evaluate", stopped)
+    monkeypatch.setattr(release_module, "on_clips", stopped)
     with pytest.raises(KeyboardInterrupt):
         main([*arguments, "-o", str(tmp_path / "out")])
     (tmp_path / "made" / "cest").mkdir(parents=True)  # and no iest: its renaming fails

@@ -32,7 +32,7 @@ from cest.lighting import LightError
 from cest.modeling import FaceEstimator
 from cest.photo import PhotoError
 from cest.reconstruction import NoFaceError, Reconstruction, Reconstructor
-from cest.space import gpu, photo_tab, studio
+from cest.space import gpu, photo_tab, studio, video_tab
 from cest.space import sessions as sessions_module
 from cest.space.answers import TROUBLE, RequestError, answered
 from cest.space.chain import draw_chain
@@ -40,6 +40,7 @@ from cest.space.expressions import expression_basis
 from cest.space.photo_tab import PhotoTab
 from cest.space.sessions import Sessions
 from cest.space.studio import Light, Result, Studio, expression_amounts, named, square_on
+from cest.space.video_tab import VideoTab
 
 PHOTO = str(photo_tab.ASSETS / "astronaut.jpg")
 
@@ -166,6 +167,22 @@ def test_the_same_wish_again_is_done_once(tmp_path: Path) -> None:
             assert run.wanted and again is None
             session.ask("refinement", 40)  # but another takes its place
             assert not run.wanted and session.runs["refinement"].wanted
+
+
+def test_what_goes_wrong_is_told_unless_it_was_called_off(tmp_path: Path) -> None:
+    with Sessions(tmp_path).visit("a") as session:
+        session.ask("photo", "one.jpg")
+        with pytest.raises(PhotoError), session.running("photo") as run:
+            assert run.end()  # what came of it is about to be shown
+            raise PhotoError
+        session.ask("photo", "one.jpg")
+        with session.running("photo"):
+            assert session.call_off("photo")
+            raise PhotoError
+        session.ask("photo", "one.jpg")
+        with pytest.raises(ZeroDivisionError), session.running("photo"):
+            session.call_off("photo")
+            raise ZeroDivisionError  # which is our own fault
 
 
 # -- requests ------------------------------------------------------------------------------------
@@ -407,7 +424,8 @@ def test_another_photo_waits_for_files_that_are_written(
 def test_a_face_of_the_photo_before_is_not_shown(
     face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor one whose search was cancelled; and Cancel says nothing when there is nothing to."""
+    """Nor one whose search was cancelled, nor what was wrong with it; and Cancel says nothing when
+    there is nothing to."""
     tab, request = make_tab(face_model, tmp_path)
     nothing, reconstruct = {tab.status: gr.skip()}, tab.studio.reconstruct
     meanwhile: list[Callable[[], dict]] = []
@@ -418,9 +436,15 @@ def test_a_face_of_the_photo_before_is_not_shown(
         return reconstruct(*arguments)
 
     monkeypatch.setattr(tab.studio, "reconstruct", reconstruct_slowly)
+
+    def change_and_fail() -> None:
+        tab.photo_change(f"{PHOTO}?", request)
+        raise PhotoError("The photo before is damaged.")
+
     for happens in (
         lambda: tab.cancel_click(request),
         lambda: tab.photo_change(f"{PHOTO}?", request),
+        change_and_fail,
     ):
         meanwhile.append(happens)
         assert tab.photo_change(PHOTO, request)[tab.status] == photo_tab.LOOKING
@@ -453,6 +477,7 @@ def test_a_stop_ends_the_refinement_that_goes_on_and_no_later_one(
 ) -> None:
     tab, request = make_tab(face_model, tmp_path)
     give(tab, request)
+    files = tab.write_files(request)
     shares: list[float] = []
 
     def stop_and_ask_again(share: float, desc: str) -> None:
@@ -463,12 +488,13 @@ def test_a_stop_ends_the_refinement_that_goes_on_and_no_later_one(
 
     tab.refine_click(5, request)
     assert tab.refine_turn(request, stop_and_ask_again) == {tab.status: gr.skip()}
-    assert shares == [0.1]
+    assert shares == [0.1] and tab.write_files(request) == files  # nothing new to write
     tab.refine_click(20, request)  # a double-click
     shown = tab.refine_turn(request, lambda share, desc: shares.append(share))
     assert shown[tab.status].startswith("Refined in") and len(shares) == 1 + 2 * 20
     assert tab.refine_turn(request) == {tab.status: gr.skip()}
     assert tab.stop_click(request) == gr.skip()
+    assert tab.write_files(request) != files
 
 
 def test_what_is_wrong_with_a_photo_becomes_the_status(
@@ -495,6 +521,19 @@ def test_a_photo_that_is_gone_is_said_so(face_model: FaceModel, tmp_path: Path) 
             call()
 
 
+def test_who_had_to_make_room_does_not_wait_for_ever(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab, request = make_tab(face_model, tmp_path)
+    for turn in (tab.photo_turn, tab.cancel_click):
+        tab.photo_change(PHOTO, request)
+        tab.sessions.end("a")
+        assert turn(request)[tab.status] == photo_tab.GONE
+    tab.photo_change(PHOTO, request)
+    monkeypatch.setattr(OneFace, "detect", lambda self, photo: tab.sessions.end("a") or [])
+    assert tab.photo_turn(request)[tab.status] == photo_tab.GONE
+
+
 def test_a_second_photo_without_a_face_leaves_the_light_that_was_borrowed(
     face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -506,6 +545,40 @@ def test_a_second_photo_without_a_face_leaves_the_light_that_was_borrowed(
         tab.donor_change(PHOTO, request)
     with tab.sessions.visit("a") as session:
         assert session.borrowed is not None
+
+
+# -- the video tab -------------------------------------------------------------------------------
+
+
+def test_clips_that_are_cancelled_leave_the_one_that_is_shown(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = types.SimpleNamespace(session_hash="a")
+    with gr.Blocks():
+        tab = VideoTab(make_studio(face_model), Sessions(tmp_path / "sessions"))
+
+    def work(clip: str, model: str, light: Light, output: Path) -> Iterator[float]:
+        yield 0.5
+        output.write_text(clip)
+        yield 1.0
+
+    monkeypatch.setattr(tab.studio, "reconstruct_clip", work)
+
+    def reconstructed(cancelled_at: str = "") -> tuple[str, str]:
+        tab.start_click("clip", "CEST", 0.0, 0.0, 1.0, request)
+        for said in tab.start_turn(request):
+            if said[0] == cancelled_at:
+                assert tab.cancel_click(request) == video_tab.CANCELLED
+        return said
+
+    status, video = reconstructed()
+    assert status == "Done."
+    for share in (50, 50, 100):
+        assert reconstructed(f"{share} % done …")[0] == video_tab.CANCELLED
+    assert Path(video).exists()
+    tab.start_click("clip", "CEST", 0.0, 0.0, 1.0, request)
+    tab.sessions.end("a")
+    assert [status for status, _ in tab.start_turn(request)] == [video_tab.GONE]
 
 
 # -- what the page shows -------------------------------------------------------------------------

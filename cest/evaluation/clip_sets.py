@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cest.data import Frame, FrameBatch, read_frame
 from cest.data.augmentation import Relighter, Similarity
-from cest.data.clips import ClipSet
+from cest.data.clips import ClipSet, count_frames
 from cest.evaluation.disentanglement import albedo_deviation
 from cest.evaluation.groups import tone_group
 from cest.evaluation.measurements import Measurements, spread
@@ -108,6 +108,7 @@ def evaluate_clips(
         read = []
         for row_number, numbers in group:
             row = clips[row_number]
+            count_frames(row)
             for i in numbers:
                 masks = [row["masks"][i]] if row.get("masks") else []
                 known = row["frames"][i], row["landmarks"][i], *masks
@@ -115,20 +116,16 @@ def evaluate_clips(
             read.append([read_frame(row, i) for i in numbers])
         sizes = {method.size for method in methods.values()}
         prepared = {size: [[_prepared(f, size) for f in clip] for clip in read] for size in sizes}
-        state = rng.bit_generator.state
-        drawn = {}
-        for size, frames in prepared.items():
-            rng.bit_generator.state = state  # the same light at every size
-            drawn[size] = [
-                [_under_other_light(f, next(iter(relighters.values())), rng) for f in clip]
-                for clip in frames
-            ]
         results.groups["skin tone"] += [
             tone_group(f.image, f.mask) for clip in prepared[min(sizes)] for f in clip
         ]
+        state = rng.bit_generator.state
         for name, method in methods.items():
-            batch = FrameBatch.stack(prepared[method.size]).to(device)
-            relit = FrameBatch.stack(drawn[method.size]).to(device).lit(relighters[name])
+            frames, relighter = prepared[method.size], relighters[name]
+            rng.bit_generator.state = state  # the same light for every method
+            lit = [[_under_other_light(f, relighter, rng) for f in clip] for clip in frames]
+            batch = FrameBatch.stack(frames).to(device)
+            relit = FrameBatch.stack(lit).to(device).lit(relighter)
             estimate = method(batch.image, batch.landmarks, batch.mask)
             again = method(relit.image, batch.landmarks, batch.mask)
             _measure(results, name, method, batch, estimate, again)
@@ -185,7 +182,9 @@ def _under_other_light(frame: Frame, relighter: Relighter, rng: np.random.Genera
 
 def _chosen(clips: ClipSet, max_frames: int | None) -> list[Chosen]:
     """All frames, or `max_frames` of them; counted by the landmarks alone, a row at a time."""
-    counts = [len(row["landmarks"]) for row in clips.select_columns("landmarks")]
+    counts = [len(row["landmarks"] or ()) for row in clips.select_columns("landmarks")]
+    if 0 in counts:
+        count_frames(clips[counts.index(0)])  # says what is wrong
     frames = [(row, i) for row, count in enumerate(counts) for i in range(count)]
     rows: dict[int, list[int]] = {}
     for row, i in spread(frames, max_frames):

@@ -1,7 +1,7 @@
 """Dozens of faces at a glance: what each model makes of every one, and its face relit."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from cest.cropping import SquareCrop, crop_image
 from cest.data import load_clips, read_frame
 from cest.detection import FaceDetector
 from cest.evaluation.figures import CELL, table
+from cest.evaluation.measurements import spread
 from cest.lighting import named_light
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
 from cest.reconstruction import Reconstructor
@@ -79,14 +80,14 @@ def faces_in(source: str, count: int, detector: FaceDetector) -> dict[str, np.nd
     folder, faces = Path(source), {}
     photos = sorted(folder.iterdir()) if folder.is_dir() else []
     if photos := [path for path in photos if path.suffix.lower() in PHOTO_SUFFIXES]:
-        for path in _spread(photos, count):
+        for path in spread(photos, count):
             try:
                 faces[path.name] = largest_face(path, detector)
             except PhotoError as error:
                 logger.warning("%s: %s", path.name, error)
     else:
         clips = load_clips(source)
-        for number in _spread(range(len(clips)), count):
+        for number in spread(range(len(clips)), count):
             faces[str(number)] = first_frame(clips[number])
     if not faces:
         raise ValueError(f"{source} shows no face: give a folder of photos, or clips.")
@@ -115,8 +116,3 @@ def first_frame(clip: dict) -> np.ndarray:
 
 def _on_white(picture: torch.Tensor, coverage: torch.Tensor) -> Image.Image:
     return Image.fromarray(pictures.to_uint8(picture * coverage + (1 - coverage)).numpy())
-
-
-def _spread(items: Sequence, count: int) -> list:
-    count = min(count, len(items))
-    return [items[k * len(items) // count] for k in range(count)]

@@ -50,7 +50,7 @@ FIGURES = {
     "direction_angle": Figure("light direction, °", 1),
     "cross_relight": Figure("cross-relight, /255"),
     "albedo_deviation": Figure("albedo over a clip, /255", better=""),
-    "converged": Figure("ICP converged", 3, "higher"),
+    "converged": Figure("ICP converged", 3, ""),
 }
 
 
@@ -101,8 +101,7 @@ class Measurements:
 
     def mean(self, method: str, figure: str) -> float:
         """Over what was measured; NaN if nothing was."""
-        values = np.asarray(self.values.get(method, {}).get(figure, ()), float)
-        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        return _summary(self.values.get(method, {}).get(figure, ())).get("mean", float("nan"))
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
         """method -> figure -> mean, median, 90th percentile and count."""
@@ -131,7 +130,7 @@ def spread(items: Sequence, count: int | None) -> list:
     return [items[k * len(items) // count] for k in range(count)]
 
 
-def _summary(values: list[float] | np.ndarray) -> dict[str, float]:
+def _summary(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
     if not values.size:

@@ -163,6 +163,11 @@ def on_synthetic(run: Run, progress: bool) -> dict[str, Report]:
     if run.frames is not None:
         wanted = min(len(rows), max(1, run.frames // len(rows[0]["frames"])))
         rows = rows.select(spread(range(len(rows)), wanted))
+    return {"": synthetic_report(run, rows, progress)}
+
+
+def synthetic_report(run: Run, rows: Sequence[Mapping], progress: bool) -> Report:
+    """On rows of SyntheticClips, wherever they are."""
     measured = evaluate_synthetic(
         run.methods(), rows, shapes=run.shapes(), device=run.device, progress=progress
     )
@@ -181,7 +186,7 @@ def on_synthetic(run: Run, progress: bool) -> dict[str, Report]:
         "skin tone": "typology angle of the true albedo",
         "baselines": "posed by, or fitted to, the true landmarks; light by least squares",
     }
-    return {"": run.report(measured, protocol)}
+    return run.report(measured, protocol)
 
 
 def load_truth(source: str) -> datasets.Dataset:

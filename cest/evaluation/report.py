@@ -35,10 +35,11 @@ CURVE_LIMITS = {
 }
 """Figures that a cumulative curve is drawn of, and where it ends."""
 GROUPED = {
-    "skin tone": ("photometric", "albedo", "albedo_relative", "albedo_bias"),
+    "skin tone": ("photometric", "albedo_relative", "albedo_bias"),
     "yaw": ("nme68", "vertex", "photometric", "albedo"),
 }
-"""Figures that are shown by group, where a run knows the groups."""
+"""Figures that are shown by group, where a run knows the groups. The albedo's error grows with the
+albedo: between skin tones its share of that is compared."""
 PAPER = {
     "dense NME, AFLW2000-3D, %": {"CEST": 3.37},
     "dense NME, MICC, %": {"CEST": 3.14},
@@ -47,6 +48,7 @@ PAPER = {
     },
 }  # fmt: skip
 """What the paper reports (§4.4, Table 3): other data, face model and sizes; for orientation."""
+ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Report:
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "methods": {name: dict(about) for name, about in self.methods.items()},
             "figures": measured.summary(),
+            "without_answer": _without_answer(measured),
             "by_group": {grouping: found for grouping, found in groups.items() if found},
             "area_under_ced": {figure: areas for figure, areas in curves.items() if areas},
             "paper": PAPER,
@@ -101,18 +104,13 @@ class Report:
 
     def markdown(self) -> str:
         """Tables of the means: figures, then by group; and what they are of."""
-        measured = self.measurements
-        names = [n for n in FIGURES if any(n in figures for figures in measured.values.values())]
-        rows = [
-            [method, *(_number(measured.mean(method, name), name) for name in names)]
-            for method in measured.values
-        ]
+        report = self.to_dict()
         parts = [
             f"{self.dataset['frames']:,} frames of {self.dataset['name']} (sha256 "
             f"{str(self.dataset['sha256'])[:12]}…).",
-            _table(["", *(FIGURES[name].label for name in names)], rows),
+            figures_table(report),
         ]
-        if silent := _without_answer(measured):
+        if silent := report["without_answer"]:
             parts.append(f"Without an answer, and in no mean: {'; '.join(silent)}.")
         if failures := self.extra.get("failures"):
             parts.append(f"Left out, for the reasons in report.json: {len(failures)}.")
@@ -120,21 +118,8 @@ class Report:
             means = [[name, _number(m.get("mean", math.nan), "nme68")] for name, m in bins.items()]
             heading = ["", f"{FIGURES['nme68'].label}: mean of the yaw bins"]
             parts.append(_table(heading, means))
-        for grouping, figures in GROUPED.items():
-            for figure in figures:
-                if found := measured.by_group(grouping, figure):
-                    counts = [
-                        f"{group_title(group)} ({values['count']})"
-                        for group, values in next(iter(found.values())).items()
-                    ]
-                    rows = [
-                        [name, *(_number(v.get("mean", math.nan), figure) for v in groups.values())]
-                        for name, groups in found.items()
-                    ]
-                    parts.append(
-                        f"{FIGURES[figure].label}, by {grouping} (frames):\n\n"
-                        + _table(["", *counts], rows)
-                    )
+        for grouping, table in group_tables(report).items():
+            parts.append(f"By {grouping} (frames):\n\n{table}")
         choices = "\n".join(f"- {name}: {value}" for name, value in self.protocol.items())
         return "\n\n".join([*parts, choices]) + "\n"
 
@@ -167,6 +152,42 @@ class Report:
                 plot_groups(path, groups, FIGURES[figure].label)
                 written.append(path)
         return written
+
+
+def figures_table(report: Mapping) -> str:
+    """Means of `Report.to_dict()`, a row a figure and a column a method: Markdown."""
+    methods = report["figures"]
+    rows = [
+        [_heading(figure), *(_mean(found.get(figure), figure) for found in methods.values())]
+        for figure in FIGURES
+        if any(figure in found for found in methods.values())
+    ]
+    return _table(["", *methods], rows)
+
+
+def group_tables(report: Mapping) -> dict[str, str]:
+    """Grouping -> means of `Report.to_dict()` by group, and worst over best: Markdown."""
+    tables = {}
+    for grouping, figures in report["by_group"].items():
+        found = [
+            (figure, method, groups)
+            for figure, methods in figures.items()
+            for method, groups in methods.items()
+        ]
+        # Frames without an answer may differ between methods.
+        counts = {name: max(groups[name]["count"] for *_, groups in found) for name in found[0][2]}
+        rows = [
+            [
+                _heading(figure),
+                method,
+                *(_mean(summary, figure) for summary in groups.values()),
+                _worst_over_best(groups, figure),
+            ]
+            for figure, method, groups in found
+        ]
+        titles = [f"{group_title(name)} ({count})" for name, count in counts.items()]
+        tables[grouping] = _table(["", "", *titles, "worst / best"], rows)
+    return tables
 
 
 def card_of(folder: Path) -> Path:
@@ -282,12 +303,26 @@ def _without_answer(measured: Measurements) -> list[str]:
         f"{method}, {FIGURES[figure].label}: {missing} of {len(values)}"
         for method, figures in measured.values.items()
         for figure, values in figures.items()
-        if (missing := sum(map(math.isnan, values)))
+        if (missing := len(values) - sum(map(math.isfinite, values)))
     ]
 
 
+def _heading(figure: str) -> str:
+    return f"{FIGURES[figure].label}{ARROWS[FIGURES[figure].better]}"
+
+
+def _mean(summary: Mapping | None, figure: str) -> str:
+    return _number((summary or {}).get("mean", math.nan), figure)
+
+
+def _worst_over_best(groups: Mapping[str, Mapping], figure: str) -> str:
+    means = [summary["mean"] for summary in groups.values() if summary["count"]]
+    comparable = FIGURES[figure].better == "lower" and means and min(means) > 0
+    return f"{max(means) / min(means):.2f}" if comparable else ""
+
+
 def _number(value: float, figure: str) -> str:
-    return "–" if math.isnan(value) else f"{value:.{FIGURES[figure].digits}f}"
+    return "–" if math.isnan(value) else f"{value:z.{FIGURES[figure].digits}f}"
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -258,16 +258,17 @@ class PhotoTab:
         visit = self.sessions.visit(request.session_hash)
         with visit as session, session.running("photo") as run:
             if run is None:
-                return {self.status: gr.skip()}
+                return self._called_off(session)
             pixels = self.studio.read(run.wish)
             faces = self.studio.find(pixels)
             with session.writing:
                 if not (run.wanted if faces else run.end()):
-                    return {self.status: gr.skip()}
+                    return self._called_off(session)
                 session.pixels, session.faces = pixels, faces
                 if not faces:
                     return self._nothing(DRAW) | {self.picker: self._offer(session, None)}
             return self._reconstructed(session, run, pixels, faces[0].crop, 0, start)
+        return self._called_off(session)
 
     def cancel_click(self, request: gr.Request) -> dict:
         """The search for a face ends; or the choice of one, and the one before stays."""
@@ -276,7 +277,7 @@ class PhotoTab:
                 session.start_over()
                 return self._nothing(CANCELLED)
             stopped = session.call_off("choice")
-            return self._as_it_was(UNCHANGED) if stopped else {self.status: gr.skip()}
+            return self._as_it_was(UNCHANGED) if stopped else self._called_off(session)
 
     def picker_choose(self, event: gr.EventData, request: gr.Request) -> tuple:
         """A face was clicked, or a square drawn where no face was found."""
@@ -292,7 +293,7 @@ class PhotoTab:
         visit = self.sessions.visit(request.session_hash)
         with visit as session, session.running("choice") as run:
             if run is None:
-                return {self.status: gr.skip()}
+                return self._called_off(session)
             with session.writing:
                 pixels, faces = session.pixels, session.faces
             if pixels is None:
@@ -308,6 +309,7 @@ class PhotoTab:
             else:
                 raise RequestError("That is no face of this photo; choose another.")
             return self._reconstructed(session, run, pixels, crop, index, start)
+        return self._called_off(session)
 
     def stage_settle(self, event: gr.EventData, request: gr.Request) -> list:
         """Light or expression came to rest: the photo is drawn with them."""
@@ -351,6 +353,7 @@ class PhotoTab:
                         return gr.skip()
                     session.borrowed = borrowed
                     return self._on_stage(session)
+            return gr.skip()
 
     def refine_click(self, steps: float, request: gr.Request) -> str:
         """The estimates are to be fitted further to the photo."""
@@ -371,7 +374,7 @@ class PhotoTab:
         with visit as session, session.running("refinement") as run:
             result = session.result
             if run is None or result is None:
-                return {self.status: gr.skip()}
+                return self._called_off(session)
 
             def told(share: float) -> bool:
                 progress(share, desc="Refining")
@@ -380,11 +383,12 @@ class PhotoTab:
             refined = self.studio.refine(result, run.wish, told)
             with session.writing:
                 if session.result is not result or not run.end():
-                    return {self.status: gr.skip()}
+                    return self._called_off(session)
                 session.result = refined
                 shown = self._results(session)
             seconds = time.perf_counter() - start
             return shown | {self.status: f"Refined in {seconds:.1f} s."}
+        return self._called_off(session)
 
     def stop_click(self, request: gr.Request) -> Any:
         """The refinement ends after its step, or when its turn comes."""
@@ -392,16 +396,18 @@ class PhotoTab:
             return UNCHANGED if session.call_off("refinement") else gr.skip()
 
     def write_files(self, request: gr.Request) -> list:
-        """The files to take away are made once the results are on the screen."""
+        """The files to take away are made once the results are on the screen; of a refinement that
+        was stopped they are the ones there are."""
         with self.sessions.visit(request.session_hash) as session, session.writing:
             if session.result is None:
                 return [None for _ in self.names]
-            lists = []
-            for face in session.result.faces.values():
-                with self.studio.turn:
-                    files = write_downloads(face, session.new_folder("results"))
-                lists.append([str(path) for path in files])
-            return lists
+            if not session.downloads:
+                lists = []
+                for face in session.result.faces.values():
+                    with self.studio.turn:
+                        lists.append(write_downloads(face, session.new_folder("results")))
+                session.downloads = lists
+            return [[str(path) for path in files] for files in session.downloads]
 
     # -- their parts ---------------------------------------------------------------------------
 
@@ -435,6 +441,12 @@ class PhotoTab:
         """What a page shows of a choice that came to nothing."""
         return {self.status: status, self.cancel: gr.update(visible=False)}
 
+    def _called_off(self, session: Session) -> dict:
+        """Of what is not wanted a page shows nothing: who called it off has said so. But a visitor
+        whose session has ended meanwhile would wait for ever."""
+        ended = session.over or not session.runs
+        return self._nothing(GONE) if ended else {self.status: gr.skip()}
+
     def _reconstructed(
         self,
         session: Session,
@@ -448,7 +460,7 @@ class PhotoTab:
         result = self.studio.reconstruct(pixels, crop, index or 0)
         with session.writing:
             if not run.end():
-                return {self.status: gr.skip()}
+                return self._called_off(session)
             session.result, session.borrowed = result, None
             session.choice = secrets.token_urlsafe(8)
             shown = self._results(session)
@@ -466,7 +478,7 @@ class PhotoTab:
 
     def _results(self, session: Session) -> dict:
         """Every model's figures, pictures and 3D face."""
-        session.meshes = {}
+        session.meshes, session.downloads = {}, []
         folder, shown = session.new_folder("results", keep=8), {}
         for name, face in session.result.faces.items():
             with self.studio.turn:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cest.detection import DetectedFace
+from cest.space.answers import EXPECTED
 from cest.space.studio import Result
 
 SECONDS_KEPT = 3600
@@ -27,13 +28,14 @@ class Run:
     """One thing that a visitor asked for: it waits for its turn, goes on, and comes to an end.
 
     It is called off here, not by Gradio's `cancels`, which may reach the server when the visitor
-    has asked again, and then ends that. wanted: until it is done, is called off, or another takes
-    its place.
+    has asked again, and then ends that. wanted: until it is done, or called off, as when another
+    takes its place.
     """
 
     wish: Any = field(repr=False)
     wanted: bool = True
     begun: bool = False
+    called_off: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def end(self) -> bool:
@@ -47,7 +49,8 @@ class Run:
 class Session:
     """One visitor's photo, what was found in it, and a folder for the files made of it.
 
-    photo: the file that shows it, and so a name for it; choice: a name for the choice of a face.
+    photo: the file that shows it; choice: a name for the choice of a face. meshes, downloads: files
+    made of the result, once there are any.
     runs: the last of each kind that was asked for. writing: held while files are made of what is
     known of the photo, or that changes; the studio's turn is taken after it.
     """
@@ -60,6 +63,7 @@ class Session:
     result: Result | None = None
     borrowed: Result | None = None
     meshes: dict[str, Path] = field(default_factory=dict)
+    downloads: list[list[Path]] = field(default_factory=list)
     runs: dict[str, Run] = field(default_factory=dict)
     writing: threading.RLock = field(default_factory=threading.RLock, repr=False)
     used: float = field(default_factory=time.monotonic)
@@ -96,11 +100,19 @@ class Session:
 
     def call_off(self, kind: str) -> bool:
         """A run ends at its next step, or when its turn comes. Returns whether there was one."""
-        return kind in self.runs and self.runs[kind].end()
+        run = self.runs.get(kind)
+        if run is None or not run.end():
+            return False
+        run.called_off = True
+        return True
 
     @contextlib.contextmanager
     def running(self, kind: str) -> Iterator[Run | None]:
-        """The turn of what was asked for has come; None if it is not wanted or goes on already."""
+        """The turn of what was asked for has come; None if it is not wanted or goes on already.
+
+        What is wrong with a wish that was called off is not told: the page shows something else
+        then.
+        """
         run = self.runs.get(kind)
         if run is None or run.begun or not run.wanted:
             yield None
@@ -108,6 +120,9 @@ class Session:
         run.begun = True
         try:
             yield run
+        except EXPECTED:
+            if not run.called_off:
+                raise
         finally:
             run.end()
 
@@ -120,7 +135,7 @@ class Session:
             self.call_off(kind)
         with self.writing:
             self.pixels = self.photo = self.result = self.borrowed = None
-            self.faces, self.meshes = [], {}
+            self.faces, self.meshes, self.downloads = [], {}, []
 
 
 class Sessions:

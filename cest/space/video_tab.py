@@ -1,5 +1,6 @@
 """The video tab: a short clip in, the clip with the face drawn over it and relit out."""
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ frames saw of the skin. A frame takes a tenth of a second or two without a GPU. 
 """
 WAITING = "Waiting for its turn …"
 CANCELLED = "Cancelled."
+GONE = "The clip is gone from the server; give it again."
 
 
 class VideoTab:
@@ -101,17 +103,20 @@ class VideoTab:
         visit = self.sessions.visit(request.session_hash)
         with visit as session, session.running("clip") as run:
             if run is None:
-                yield gr.skip(), gr.skip()
+                yield gr.skip() if session.runs else GONE, gr.skip()
                 return
             output = session.new_folder("clips", keep=2) / "clip.mp4"
             work = self.studio.reconstruct_clip(*run.wish, output)
             told = -1
             for share in work:
                 if not run.wanted:
-                    work.close()
-                    yield CANCELLED, gr.skip()
-                    return
+                    break
                 if int(100 * share) > told:
                     told = int(100 * share)
                     yield f"{told} % done …", gr.skip()
-            yield "Done.", str(output)
+            work.close()
+            if run.end():
+                yield "Done.", str(output)
+            else:
+                shutil.rmtree(output.parent)  # it is not to take the place of one that is shown
+                yield CANCELLED, gr.skip()
