@@ -381,8 +381,9 @@ def test_evaluate_now_wants_a_folder(checkpoint, tmp_path, capsys):
 
 
 def test_labels_are_short_and_unique(model):
-    named = labels([("a/first", model), ("b/second", model), ("c/second", model)])
-    assert list(named) == ["CEST", "CEST second", "CEST second 2"]
+    assert list(labels([("a/first", model)])) == ["CEST"]
+    named = labels([("first/model", model), ("b/second", model), ("c/second", model)])
+    assert list(named) == ["CEST first", "CEST second", "CEST second 2"]
 
 
 def test_pictures_of_the_paper(model, checkpoint, tmp_path, capsys):

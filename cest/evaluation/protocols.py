@@ -3,6 +3,7 @@
 import glob
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -321,15 +322,18 @@ APPLIES_TO = {
 
 
 def labels(models: Sequence[tuple[str, FaceEstimator]]) -> dict[str, FaceEstimator]:
-    """(source, model) pairs by a short name: CEST or IEST, with the folder's where there are more.
+    """(source, model) pairs by a short name: CEST or IEST, with the run's where there are more.
 
     No path is in a label, so that reports say nothing about the machine.
     """
+    kinds = Counter(model.config.conditioning for _, model in models)
     named: dict[str, FaceEstimator] = {}
     for source, model in models:
-        kind = model.config.conditioning.upper()
-        longer = f"{kind} {Path(source).name}"
-        numbered = (f"{longer} {number}" for number in itertools.count(2))
-        found = itertools.chain((kind, longer), numbered)
-        named[next(label for label in found if label not in named)] = model
+        kind, folder = model.config.conditioning, Path(source)
+        # A training run's weights lie in RUN/model.
+        run = (folder.name == "model" and folder.parent.name) or folder.name
+        label = kind.upper() if kinds[kind] == 1 else f"{kind.upper()} {run}"
+        numbered = (f"{label} {number}" for number in itertools.count(2))
+        found = itertools.chain((label,), numbered)
+        named[next(one for one in found if one not in named)] = model
     return named
