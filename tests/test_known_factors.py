@@ -59,6 +59,22 @@ def test_the_truth_renders_the_augmented_frames(batch, face_model):
         assert difference.median() < 3 / 255, k
 
 
+def test_the_true_shape_is_mirrored_as_its_frame_is(batch, face_model):
+    """Faces are not symmetric: the landmarks lie nearer on the right one of the two shapes."""
+
+    def distances(truth):
+        shapes = truth.vertices(face_model)[:, face_model.landmarks].double().numpy()
+        found = []
+        for points, i in zip(shapes, truth.frame.tolist(), strict=True):
+            landmarks = batch.landmarks[i].double().numpy()
+            scale, rotation, shift = fit_weak_perspective(points, landmarks)
+            found.append(np.abs(scale * (points @ rotation.T)[:, :2] + shift - landmarks).mean())
+        return np.array(found)
+
+    other = replace(batch.truth, mirrored=~batch.truth.mirrored)
+    assert (distances(batch.truth) < distances(other)).all()
+
+
 def test_errors_are_zero_for_the_truth_and_follow_one_factor_each(batch, tiny_model):
     model, truth = tiny_model, batch.truth
     small = torch.nn.functional.interpolate(truth.reflectance_map, (64, 64))

@@ -152,10 +152,8 @@ def test_the_hub_can_read_card_and_results(released, name):
     folder = released / name
     card = ModelCard.load(folder / "README.md")
     data = card.data
-    assert (data.license, data.library_name, data.pipeline_tag) == (
-        *("apache-2.0", "cest"),
-        "image-to-3d",
-    )
+    said = {"license": "apache-2.0", "library_name": "cest", "pipeline_tag": "image-to-3d"}
+    assert data.to_dict().items() >= said.items()
     evaluation = json.loads((folder / "evaluation.json").read_text())
     for protocol, dataset in (("clips", "cest-validation"), ("synthetic", "cest-synthetic")):
         expected = {

@@ -150,6 +150,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(configuration, finished, tmp_p
         (["steps"], "is no override"),
         (["stepz=3"], "unknown key(s) stepz"),
         (["ema=1"], "ema is 1.0"),
+        (["truth_weight=-1"], "truth_weight is -1.0"),
         (["recipe.clips=0", "recipe.stills=0"], "no frame"),
         (["recipe.pairing=friend"], "pairing is 'friend'"),
         (["objective.partner=all"], "partner is 'all'"),

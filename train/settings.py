@@ -113,6 +113,8 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1.")
+        if self.truth_weight < 0:
+            raise ValueError(f"truth_weight is {self.truth_weight}; it must be at least 0.")
 
     def record(self, output: Path) -> None:
         """See `record`."""
