@@ -100,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
         help='a YuNet .onnx file, or "embedded" (default: YuNet from the Hub, else embedded)',
     )
 
+    common.add_argument(
+        "--no-detail",
+        dest="detail",
+        action="store_false",
+        help="the reflectance as estimated, without the photo's fine detail",
+    )
+
     reconstruct = commands.add_parser(
         "reconstruct",
         parents=[common],
@@ -164,6 +171,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--baselines", action="store_true", help="mean face and landmark fit in the same table"
+    )
+    evaluate.add_argument(
+        "--detail",
+        action="store_true",
+        help="each model also with the photo's fine detail in its albedo",
     )
     evaluate.add_argument(
         "--refine",
@@ -382,6 +394,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         weights=dict(zip(named, sources)),
         frames=options.frames,
         baselines=options.baselines,
+        detail=options.detail,
         refine=options.refine,
         basel=options.basel,
         mediapipe=options.mediapipe,
@@ -439,7 +452,8 @@ def _figure(options: argparse.Namespace) -> int:
     sources, face_model, device = _sources(options), _face_model(options), _device(options)
     detector = FaceDetector(options.detector)
     named = labels([(s, FaceEstimator.from_pretrained(s, face_model=face_model)) for s in sources])
-    models = {name: Reconstructor(m, detector, device, name) for name, m in named.items()}
+    # The figures compare what models estimate.
+    models = {name: Reconstructor(m, detector, device, name, False) for name, m in named.items()}
     if options.kind == "faces":
         if options.count < 1:
             raise UsageError(f"--count {options.count} leaves nothing to draw; give 1 or more.")
@@ -514,7 +528,7 @@ def _load(options: argparse.Namespace) -> tuple[dict[str, Reconstructor], FaceDe
     detector = FaceDetector(options.detector)
     models: dict[str, Reconstructor] = {}
     for source in sources:
-        model = Reconstructor.from_pretrained(source, detector, device, face_model)
+        model = Reconstructor.from_pretrained(source, detector, device, face_model, options.detail)
         label = model.model.config.conditioning
         if label in models:
             label = f"{label}-{Path(source).name}"

@@ -58,6 +58,10 @@ def known_factor_errors(
 ) -> dict[str, Tensor]:
     """Mean absolute errors of shape, reflectance and light where they are known.
 
+    A level of reflectance counts in proportion to the face's own, so that dark skin weighs as
+    much as light skin. The light's strength is not asked for: no picture tells it from the
+    skin's tone, and reflectance and picture together fix it.
+
     Args:
         estimate: of the whole batch.
         truth: of some of its frames.
@@ -65,20 +69,28 @@ def known_factor_errors(
 
     Returns:
         Scalars: "true_shape", of the vertices, decimetres; "true_reflectance", of the texels,
-        [0, 1]; "true_light", of the shading of surfaces that face the viewer within 60 degrees.
+        fractions of each face's mean; "true_light", of the shading of surfaces that face the viewer
+        within 60 degrees, each shading divided by its mean over them.
     """
     frame, texels = truth.frame, texel_map.texels
-    difference = estimate.illumination[frame] - truth.illumination
+    reflectance = truth.reflectance_map.flatten(2)[..., texels]
+    difference = estimate.reflectance_map[frame].flatten(2)[..., texels] - reflectance
     return {
         "true_shape": (estimate.vertices[frame] - truth.vertices(face_model)).abs().mean(),
-        "true_reflectance": (
-            estimate.reflectance_map[frame].flatten(2)[..., texels]
-            - truth.reflectance_map.flatten(2)[..., texels]
+        "true_reflectance": (difference.abs().mean((1, 2)) / reflectance.mean((1, 2))).mean(),
+        "true_light": (
+            _shading_profile(estimate.illumination[frame]) - _shading_profile(truth.illumination)
         )
         .abs()
         .mean(),
-        "true_light": (difference @ sh_basis(_FACING.to(difference)).mT).abs().mean(),
     }
+
+
+def _shading_profile(illumination: Tensor) -> Tensor:
+    """(B, 9) -> (B, 64): the shading of `_FACING` over its mean."""
+    shading = illumination @ sh_basis(_FACING.to(illumination)).mT
+    # A light that is almost out, which an estimate may pass through, has no profile.
+    return shading / shading.mean(1, keepdim=True).clamp(min=0.1)
 
 
 def _directions(count: int) -> Tensor:

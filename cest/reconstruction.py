@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cest import pictures
 from cest.cropping import SquareCrop, crop_from_landmarks, crop_image
+from cest.detail import fine_detail, with_detail
 from cest.detection import DetectedFace, FaceDetector
 from cest.export import METRES_PER_UNIT, textured_mesh, write_glb, write_obj, write_ply
 from cest.face_model import FaceModel, load_face_model
@@ -28,7 +29,7 @@ from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import photometric_error
 from cest.photo import Photo, PhotoError, read_photo
 from cest.refinement import refine, with_factors
-from cest.rendering import rasterize_surface, shade_surface, vertex_normals, wrap
+from cest.rendering import TexelMap, rasterize_surface, shade_surface, vertex_normals, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ EXPORT_LEVEL = 1
 estimator works with a finer one."""
 LARGEST_RENDERING = 2048
 """Pixels: a face that spans more of the photo is rendered at this size and scaled up."""
+DETAIL_SIZE = 512
+"""Texels a side of a reflectance with the photo's fine detail."""
+LARGEST_DETAIL = 1024
+"""Pixels a side of the crop that it is taken from: a face has about so many to 512 texels."""
 RESULT_FILES = (
     "face.glb",
     "face.obj",
@@ -70,6 +75,8 @@ class Reconstruction:
         conditioning: "cest" or "iest".
         index: of the face in the photo, 0 for the largest.
         refined: steps of the test-time fit that the parameters have been through.
+        detail: (1, 3, N, N) factors, what the photo adds to the reflectance (`cest.detail`); None
+            for the reflectance as it was estimated.
     """
 
     photo: np.ndarray = field(repr=False)
@@ -81,6 +88,7 @@ class Reconstruction:
     conditioning: str
     index: int = 0
     refined: int = 0
+    detail: Tensor | None = field(default=None, repr=False)
 
     @cached_property
     def vertices(self) -> Tensor:
@@ -108,9 +116,15 @@ class Reconstruction:
         )
 
     @property
+    def reflectance(self) -> Tensor:
+        """(1, 3, N, N) in [0, 1]: what is drawn and exported, with the photo's detail if any."""
+        estimated = self.parameters.reflectance_map
+        return estimated if self.detail is None else with_detail(estimated, self.detail)
+
+    @property
     def albedo(self) -> Image.Image:
-        """The reflectance map A as an RGB picture; its first row is at v = 1."""
-        return _as_picture(self.parameters.reflectance_map[0])
+        """`reflectance` as an RGB picture; its first row is at v = 1."""
+        return _as_picture(self.reflectance[0])
 
     @property
     def illumination(self) -> Tensor:
@@ -129,7 +143,10 @@ class Reconstruction:
 
     @cached_property
     def photometric_error(self) -> float:
-        """Mean |I - Î| over the pixels of the crop that the face covers; 0 to 255."""
+        """Mean |I - Î| over the pixels of the crop that the face covers; 0 to 255.
+
+        Of the estimate at the estimator's size, without the photo's fine detail.
+        """
         surface = self.parameters.surface
         rendered, _ = shade_surface(
             surface, self.parameters.reflectance_map, self.parameters.illumination
@@ -139,11 +156,11 @@ class Reconstruction:
 
     def overlay(self) -> Image.Image:
         """The photo at full size with the face rendered over it."""
-        return Image.fromarray(self._drawn(self.parameters.reflectance_map, self.illumination))
+        return Image.fromarray(self._drawn(self.reflectance, self.illumination))
 
     def relight(self, illumination: Tensor) -> Image.Image:
         """The photo with the face rendered under another light: (9,), photo's axes."""
-        return Image.fromarray(self._drawn(self.parameters.reflectance_map, illumination))
+        return Image.fromarray(self._drawn(self.reflectance, illumination))
 
     def geometry(self, illumination: Tensor | None = None) -> Image.Image:
         """The photo with the face as white clay; under a fixed light unless one is given."""
@@ -197,7 +214,7 @@ class Reconstruction:
     def with_factors(self, **factors: Tensor) -> "Reconstruction":
         """The same with other values for some of the four factors, named as in `FaceParameters`.
 
-        What follows from viewpoint and shape follows; the photo's own texture stays.
+        What follows from viewpoint and shape follows; the photo's own texture and detail stay.
         """
         model = self.estimator_face_model
         return replace(self, parameters=with_factors(model, self.parameters, **factors))
@@ -260,6 +277,7 @@ class Reconstruction:
                 "source": self.model,
                 "conditioning": self.conditioning,
                 "refinement_steps": self.refined,
+                "detail_of_the_photo": self.detail is not None,
                 "face_model": self.face_model.name,
                 "face_model_hash": self.face_model.content_hash,
             },
@@ -297,7 +315,8 @@ class Reconstruction:
             "landmarks_68": self.landmarks_photo.tolist(),
             "landmarks_68_about": "iBUG order, photo pixels",
             "photometric_error": self.photometric_error,
-            "photometric_error_about": "mean absolute difference over the face, 0 to 255",
+            "photometric_error_about": "mean absolute difference over the face, 0 to 255, of the "
+            "estimate without the photo's fine detail",
             "mesh": {
                 "vertices": self.face_model.n_vertices,
                 "triangles": len(self.face_model.triangles),
@@ -328,7 +347,7 @@ class Reconstruction:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mesh = self.mesh()
-        colours = wrap(self.parameters.reflectance_map, self.face_model.uv)[0].T
+        colours = wrap(self.reflectance, self.face_model.uv)[0].T
         self.albedo.save(folder / "albedo.png")
         write_glb(mesh, folder / "face.glb")
         write_obj(mesh, folder / "face.obj", folder / "albedo.png")
@@ -349,6 +368,8 @@ class Reconstructor:
         detector: by default `FaceDetector()`.
         device: of torch; by default a GPU if there is one.
         name: where the model came from, for the record.
+        detail: whether reconstructions carry the photo's fine detail over into the reflectance
+            (`cest.detail`); False for what the model estimates, nothing else.
     """
 
     def __init__(
@@ -357,12 +378,13 @@ class Reconstructor:
         detector: FaceDetector | None = None,
         device: str | torch.device | None = None,
         name: str = "",
+        detail: bool = True,
     ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.name = name
+        self.name, self.detail = name, detail
         self._detector = detector
         self._coarse = model.face_model.to("cpu")
         # Levels are refinements of one model, so the coefficients mean the same in all: that of
@@ -381,6 +403,7 @@ class Reconstructor:
         detector: FaceDetector | None = None,
         device: str | torch.device | None = None,
         face_model: FaceModel | None = None,
+        detail: bool = True,
     ) -> "Reconstructor":
         """A folder or a Hub id, as `FaceEstimator.from_pretrained`.
 
@@ -388,12 +411,17 @@ class Reconstructor:
         CheckpointError.
         """
         estimator = FaceEstimator.from_pretrained(model, face_model=face_model)
-        return cls(estimator, detector, device, name=str(model))
+        return cls(estimator, detector, device, name=str(model), detail=detail)
 
     @property
     def face_model(self) -> FaceModel:
         """At the level that is drawn and exported."""
         return self._fine
+
+    @cached_property
+    def _texel_map(self) -> TexelMap:
+        model = self._fine
+        return TexelMap.build(model.uv, model.triangles, DETAIL_SIZE)
 
     @property
     def detector(self) -> FaceDetector:
@@ -461,13 +489,21 @@ class Reconstructor:
         progress: called after every step with its number, from 1, and the loss.
         """
         parameters = refine(self.model, face.image, face.parameters, steps=steps, progress=progress)
-        return replace(face, parameters=_to_cpu(parameters), refined=face.refined + steps)
+        fitted = self.assemble(face.photo, face.crop, _to_cpu(parameters), face.index)
+        return replace(fitted, refined=face.refined + steps)
 
     def assemble(
         self, photo: np.ndarray, crop: SquareCrop, parameters: FaceParameters, index: int = 0
     ) -> Reconstruction:
         """What `estimate` said of a crop, with what it takes to draw and export it."""
+        detail = None
+        if self.detail:
+            pixels = round(min(max(crop.size, self.model.config.image_size), LARGEST_DETAIL))
+            image = _as_tensor(crop_image(photo, crop, pixels))
+            # Half precision is a tenth of a level, and half the memory of those who keep many.
+            detail = fine_detail(image, parameters, self._fine, self._texel_map).half()
         return Reconstruction(
+            detail=detail,
             photo=photo,
             crop=crop,
             parameters=parameters,

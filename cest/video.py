@@ -269,7 +269,8 @@ def reconstruct_clip(
             f"No face was found in {clip.path}; give a clip in which one is larger and less turned "
             "away."
         )
-    template = template.with_factors(reflectance_map=total / weights)
+    # One frame's fine detail is not that of all.
+    template = replace(template.with_factors(reflectance_map=total / weights), detail=None)
     frames = draw_frames(clip, estimates, template, light)
     for done, _ in enumerate(write_video(output, frames, clip.rate), 1):
         yield 0.5 + 0.5 * done / len(estimates)

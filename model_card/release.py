@@ -162,7 +162,8 @@ def picture(models: Mapping[str, FaceEstimator]) -> Image.Image:
         people = SyntheticClips(number + 1, PICTURE_SEED, 1, VIEW, appearance, truth=False)
         views.append(first_frame(people[number]))
     reconstructors = {
-        name.upper(): Reconstructor(model, detector, "cpu") for name, model in models.items()
+        name.upper(): Reconstructor(model, detector, "cpu", detail=False)
+        for name, model in models.items()
     }
     rows = []
     for view in views:

@@ -73,6 +73,12 @@ def test_reconstruct_with_two_models(run, models, tmp_path):
     expected = [f"astronaut/{m}/{name}" for m in ("cest", "iest") for name in RESULT_FILES]
     assert found(tmp_path / "out") == sorted(expected)
     assert out.count("photometric error") == 2
+    albedo = Image.open(tmp_path / "out" / "astronaut" / "cest" / "albedo.png")
+    assert albedo.size == (512, 512)
+    status, out, err = run("reconstruct", PHOTO, "--no-detail", model=models)
+    assert (status, err) == (0, "")
+    albedo = Image.open(tmp_path / "out" / "astronaut" / "cest" / "albedo.png")
+    assert albedo.size == (64, 64)  # the estimator's own
 
 
 def test_a_bad_photo_does_not_stop_the_others(run, tmp_path):

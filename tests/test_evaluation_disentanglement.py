@@ -17,7 +17,11 @@ from cest.evaluation.disentanglement import (
     light_angle,
 )
 from cest.evaluation.groups import TONE_GROUPS, tone_group, typology_angle
-from cest.evaluation.metrics import asymmetry, shading_explained
+from cest.evaluation.metrics import (
+    asymmetry,
+    photometric_error_elsewhere,
+    shading_explained,
+)
 from cest.face_model import FaceModel
 from cest.geometry import ambient_illumination, project, rotate, sh_basis
 from cest.lighting import directional_light, roll_light
@@ -158,6 +162,25 @@ def test_cross_relight_takes_the_albedo_of_another_frame(clip):
     spoilt[0] = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(2))
     errors = cross(clip, spoilt)
     assert errors[1] > 3 * errors[0] and errors[1] > 3 * errors[2]
+
+
+def test_neither_a_blurred_nor_a_lit_albedo_explains_another_picture(clip):
+    """Photos 0 and 1 by the albedo of each other: only the true one is right."""
+
+    def error(reflectance):
+        found = photometric_error_elsewhere(
+            clip["truth"], clip["surface"], reflectance, clip["lights"], clip["region"]
+        )
+        assert found.shape == (FRAMES,)
+        return found.mean()
+
+    true = clip["albedo"]
+    assert error(true) < 1e-4
+    assert error(0.6 * true) < 1e-3  # its level cannot be known
+    assert error(true.mean((2, 3), keepdim=True).expand_as(true)) > 5
+    # The light of the picture that it came from: brighter on one side, by a third at the rim.
+    across = torch.linspace(-1, 1, 32)
+    assert error(true * (1 + across / 3)) > 5
 
 
 def test_shading_explains_a_photo_under_the_true_light_alone(clip):

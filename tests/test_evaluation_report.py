@@ -210,6 +210,7 @@ def test_a_run_over_clips(clips, model):
     assert len(results.frames) == 6
     assert len(results.values["m"]["nme68"]) == 6
     assert len(results.values["m"]["albedo_deviation"]) == 2
+    assert len(results.values["m"]["across_photometric"]) == 6
     # Neither the batches' size nor what stands beside a method changes its figures.
     beside = {"x": Estimate(model), "m": Estimate(model)}
     again = evaluate_clips(beside, load_clips(str(clips)), batch_size=2)
@@ -305,17 +306,22 @@ def test_evaluate_writes_reports_and_cards(clips, checkpoint, tmp_path, monkeypa
     methods_module.mean_albedo.cache_clear()
     arguments = ["--model", str(checkpoint), "--device", "cpu", "-o", str(tmp_path / "out")]
     monkeypatch.chdir(checkpoint)  # whose weights are not the baselines'
-    status = main(
-        ["evaluate", str(clips), *arguments, "--baselines", "--refine", "2", "--attach", "me/faces"]
-    )
+    options = ["--baselines", "--detail", "--refine", "2", "--attach", "me/faces"]
+    status = main(["evaluate", str(clips), *arguments, *options])
     assert status == 0
     shown = json.loads(capsys.readouterr().out)
-    assert set(shown) == {str(checkpoint), "CEST + 2 steps", "mean face", "landmark fit"}
+    baselines = {"mean face", "landmark fit"}
+    assert set(shown) == baselines | {str(checkpoint), "CEST + detail", "CEST + 2 steps"}
+    # The photo's detail brings the picture closer, and leaves pose, light and what is coarse.
+    plain, detailed = shown[str(checkpoint)], shown["CEST + detail"]
+    assert detailed["photometric"] < plain["photometric"]
+    for figure in ("nme68", "shading_explained", "texture_asymmetry"):
+        assert detailed[figure] == pytest.approx(plain[figure], rel=1e-3)
     text = (tmp_path / "out" / "report.json").read_text()
     values = json.loads(text)
     assert values["figures"]["CEST"]["nme68"]["mean"] == shown[str(checkpoint)]["nme68"]
     weights = (checkpoint / "model.safetensors").read_bytes()
-    for label in ("CEST", "CEST + 2 steps"):
+    for label in ("CEST", "CEST + detail", "CEST + 2 steps"):
         found = values["methods"][label]["sha256_of_weights"]
         assert found == hashlib.sha256(weights).hexdigest()
     assert values["methods"]["mean face"] == values["methods"]["landmark fit"] == {}
@@ -361,6 +367,7 @@ def test_what_cannot_be_written_is_said_before_measuring(
     ("protocol", "option"),
     [
         ("photos", ["--baselines"]),
+        ("now", ["--detail"]),
         ("clips", ["--mediapipe", "x.task"]),
         ("synthetic", ["--basel", "x.mat"]),
         ("clips", ["--detector", "embedded"]),

@@ -29,9 +29,8 @@ def test_a_saved_glb_is_drawn_as_the_face_is(tiny_model: FaceEstimator, tmp_path
     viewpoint = torch.tensor([[0.0, 0.2, 0.4, 0.1, 0.05, -0.02, 0.0]])
     face = face.with_factors(reflectance_map=albedo, viewpoint=viewpoint)
     face.save(tmp_path)
-    ours = render(
-        face.face_model, face.vertices, viewpoint, albedo, ambient_illumination()[None], SIZE
-    )
+    light = ambient_illumination()[None]
+    ours = render(face.face_model, face.vertices, viewpoint, face.reflectance, light, SIZE)
 
     mesh = trimesh.load_mesh(tmp_path / "face.glb", process=False)
     vertices = torch.from_numpy(np.array(mesh.vertices)).float()[None] / METRES_PER_UNIT

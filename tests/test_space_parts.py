@@ -4,6 +4,7 @@ import base64
 import contextlib
 import importlib
 import inspect
+import json
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
@@ -495,6 +497,35 @@ def test_a_stop_ends_the_refinement_that_goes_on_and_no_later_one(
     assert tab.refine_turn(request) == {tab.status: gr.skip()}
     assert tab.stop_click(request) == gr.skip()
     assert tab.write_files(request) != files
+
+
+def test_detail_is_switched_off_and_on_again(face_model: FaceModel, tmp_path: Path) -> None:
+    """What is drawn, and the files, follow; the estimate stays, and so does the visitor's choice
+    when another photo comes."""
+    tab, request = make_tab(face_model, tmp_path)
+    assert tab.detail_input(False, request) == {tab.status: gr.skip()}
+    assert tab.detail_input(True, request) == {tab.status: gr.skip()}
+
+    def albedos() -> Iterator[tuple[int, int] | bool]:
+        files = [{Path(path).name: path for path in paths} for paths in tab.write_files(request)]
+        for one in files:
+            archive = zipfile.ZipFile(one["textures.zip"])
+            yield Image.open(archive.open("albedo.png")).size
+            said = json.loads(Path(one["parameters.json"]).read_text())
+            yield said["model"]["detail_of_the_photo"]
+
+    give(tab, request)
+    assert list(albedos()) == 2 * [(512, 512), True]
+    with tab.sessions.visit("a") as session:
+        estimated = session.result
+    shown = tab.detail_input(False, request)
+    assert tab.stage in shown and all(overlay in shown for overlay in tab.overlays.values())
+    assert list(albedos()) == 2 * [(64, 64), False]
+    assert session.result is estimated
+    give(tab, request)
+    assert list(albedos()) == 2 * [(64, 64), False]
+    tab.detail_input(True, request)
+    assert list(albedos()) == 2 * [(512, 512), True]
 
 
 def test_what_is_wrong_with_a_photo_becomes_the_status(

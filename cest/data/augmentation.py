@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cest.face_model import MIRRORED_LANDMARKS, FaceModel
-from cest.geometry import shade
+from cest.geometry import blur, shade
 from cest.rendering import rasterize_surface, vertex_normals
 
 
@@ -188,13 +188,3 @@ class Relighter:
         peak = sample.gather(1, index)[:, :, None, None]
         lit = (lit * (250 / 255 / peak.clamp(min=1 / 255)).clamp(max=1)).clamp(0, 1)
         return torch.where(pixels >= 20, lit, image)
-
-
-def blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, 1, H, W), edges replicated."""
-    radius = math.ceil(3 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (offsets / sigma).square())
-    kernel = kernel / kernel.sum()
-    padded = F.pad(image, (radius, radius, radius, radius), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])

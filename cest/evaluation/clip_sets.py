@@ -22,6 +22,7 @@ from cest.evaluation.metrics import (
     normalised_mean_error,
     one_sidedness,
     photometric_error_255,
+    photometric_error_elsewhere,
     relighting_invariance,
     shading_explained,
 )
@@ -90,8 +91,10 @@ def evaluate_clips(
         "shading_explained", R²; "reflectance_one_sided", "reflectance_asymmetry" and
         "texture_asymmetry", 0-255; "directional_light", deviation / mean of the shading;
         "relit_reflectance" and "relit_texture", 0-255, how much a change of
-        light alone changes each; "coefficients", mean α². For each clip of two frames or more
-        "albedo_deviation". Groups: "skin tone", of the photo, not of the skin alone.
+        light alone changes each; "relit_photometric", how well the albedo found under that other
+        light explains the photo; "coefficients", mean α². For each clip of two frames or more
+        "albedo_deviation", and "across_photometric" for each of its frames: how well the albedo of
+        the frame before explains it. Groups: "skin tone", of the photo, not of the skin alone.
 
     Raises:
         ValueError: there is no frame, or one that cannot be read.
@@ -150,10 +153,18 @@ def _measure(
     region = batch.mask * estimate.surface.coverage
     visible = estimate.texture_visibility
     reflectance_change, texture_change = relighting_invariance(estimate, again)
+
+    def explained_by(reflectance: torch.Tensor) -> torch.Tensor:
+        return photometric_error_elsewhere(
+            batch.image, estimate.surface, reflectance, estimate.illumination, batch.mask
+        )
+
+    before = torch.arange(len(batch.clip))
     for figure, values in (
         ("nme68", normalised_mean_error(points, batch.landmarks)),
         ("nme51", normalised_mean_error(points, batch.landmarks, inner=True)),
         ("photometric", photometric_error_255(batch.image, rendered, region)),
+        ("relit_photometric", explained_by(again.reflectance_map)),
         ("shading_explained", shading_explained(batch.image, shading, region)),
         ("reflectance_one_sided", one_sidedness(estimate.reflectance_map, visible)),
         ("reflectance_asymmetry", asymmetry(estimate.reflectance_map, visible)),
@@ -169,6 +180,10 @@ def _measure(
         if len(frames) > 1:
             deviation = albedo_deviation(estimate.reflectance_map[frames], visible[frames])
             results.add(name, "albedo_deviation", [deviation])
+            before[frames] = frames.cpu().roll(1)
+    moved = (before != torch.arange(len(before))).to(batch.clip.device)
+    across = explained_by(estimate.reflectance_map[before])
+    results.add(name, "across_photometric", across[moved])
 
 
 def _prepared(frame: tuple, size: int) -> Frame:

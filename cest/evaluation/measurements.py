@@ -29,6 +29,8 @@ FIGURES = {
     "nme68": Figure("NME-68, %"),
     "nme51": Figure("NME-51, %"),
     "photometric": Figure("photometric, /255"),
+    "relit_photometric": Figure("photometric, albedo from under another light, /255"),
+    "across_photometric": Figure("photometric, another frame's albedo, /255"),
     "shading_explained": Figure("photo explained by shading, R²", 3, "higher"),
     "reflectance_one_sided": Figure("albedo lit from one side, /255"),
     "reflectance_asymmetry": Figure("albedo asymmetry, /255", better=""),

@@ -5,7 +5,7 @@ look at them; baselines do, and a landmark error of theirs is that of a fit, not
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cest.data.augmentation import fit_weak_perspective
+from cest.detail import fine_detail, with_detail
 from cest.detection import DetectedFace
 from cest.evaluation.dense import Shape
 from cest.evaluation.disentanglement import resized
@@ -89,6 +91,31 @@ class Estimate:
     @torch.no_grad()
     def __call__(self, image: Tensor, landmarks: Tensor, mask: Tensor) -> FaceParameters:
         return self.model(image)
+
+
+class Detailed(Estimate):
+    """A trained estimator with the photo's fine detail in its reflectance (`cest.detail`).
+
+    The photo is the estimator's input, and the map twice as large as its own: less than what
+    users get, whose photo is larger.
+    """
+
+    def __init__(self, model: FaceEstimator) -> None:
+        super().__init__(model)
+        face = self.face_model
+        self.texel_map = TexelMap.build(face.uv, face.triangles, 2 * self.size)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor, landmarks: Tensor, mask: Tensor) -> FaceParameters:
+        estimate = super().__call__(image, landmarks, mask)
+        detail = fine_detail(image, estimate, self.face_model, self.texel_map)
+        maps = {
+            "illuminated_texture": estimate.illuminated_texture,
+            "texture_visibility": estimate.texture_visibility,
+        }
+        larger = {name: interpolate(m, scale_factor=2.0) for name, m in maps.items()}
+        reflectance = with_detail(estimate.reflectance_map, detail)
+        return replace(estimate, reflectance_map=reflectance, **larger)
 
 
 class Refined(Estimate):

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from cest.data.augmentation import blur
+from cest.geometry import blur_within
 from cest.objective import N_JAW, photometric_error
+from cest.rendering import Surface, shade_surface
 
 LOW_PASS = 1 / 16
 """Of a picture's side: standard deviation of the blur that keeps light and loses detail."""
@@ -66,9 +67,7 @@ def asymmetry(texture: Tensor, visible: Tensor) -> Tensor:
 
 def low_passed(image: Tensor, region: Tensor) -> Tensor:
     """(B, C, H, W) blurred within a region (B, 1, H, W): nothing outside bleeds in; 0 outside."""
-    parts = torch.cat((image * region, region), dim=1)
-    blurred = blur(parts.flatten(0, 1).unsqueeze(1), LOW_PASS * image.shape[-1]).view_as(parts)
-    return blurred[:, :-1] / blurred[:, -1:].clamp(min=1e-6) * region
+    return blur_within(image, region, LOW_PASS * image.shape[-1]) * region
 
 
 def one_sidedness(texture: Tensor, visible: Tensor) -> Tensor:
@@ -141,6 +140,31 @@ def scale_invariant_difference(a: Tensor, b: Tensor, region: Tensor) -> Tensor:
     """
     scale = (a * region).sum((1, 2, 3)) / (b * region).sum((1, 2, 3)).clamp(min=1e-6)
     return answered(255 * photometric_error(a, scale[:, None, None, None] * b, region), region)
+
+
+def photometric_error_elsewhere(
+    image: Tensor, surface: Surface, reflectance: Tensor, illumination: Tensor, region: Tensor
+) -> Tensor:
+    """How well another picture's albedo explains a photo: mean |I - s Î|, 0-255.
+
+    Î has the photo's own geometry and light, and the albedo that was estimated from another picture
+    of the same face. An albedo without the person's features fails at this, and so does one that
+    the other picture's light is painted into. One factor s a photo matches their means, for a level
+    belongs to albedo and light together.
+
+    Args:
+        image: (B, 3, H, W) in [0, 1].
+        surface, illumination: estimated from it.
+        reflectance: (B, 3, s, s) estimated from another picture.
+        region: (B, 1, H, W), 1 on face pixels.
+
+    Returns:
+        (B,).
+    """
+    rendered, _ = shade_surface(surface, reflectance, illumination)
+    region = region * surface.coverage
+    scale = (image * region).sum((1, 2, 3)) / (rendered * region).sum((1, 2, 3)).clamp(min=1e-6)
+    return photometric_error_255(image, scale[:, None, None, None] * rendered, region)
 
 
 @torch.no_grad()

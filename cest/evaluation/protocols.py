@@ -22,6 +22,7 @@ from cest.evaluation.measurements import Measurements, spread
 from cest.evaluation.mediapipe_mesh import MediaPipeMesh
 from cest.evaluation.methods import (
     BASELINES,
+    Detailed,
     Estimate,
     Method,
     PhotoMethod,
@@ -62,6 +63,7 @@ class Run:
         weights: label -> where it came from; a folder's weights are hashed.
         frames: at most so many, or None.
         baselines: whether those that need no training stand beside.
+        detail: whether each estimator is also tried with the photo's fine detail.
         refine: steps of the test-time fit that each estimator is also tried with, 0 for none.
         basel: `01_MorphableModel.mat`, for the dense truth of AFLW2000-3D.
         mediapipe: `face_landmarker.task`, for MediaPipe's mesh on synthetic clips and AFLW2000-3D.
@@ -75,6 +77,7 @@ class Run:
     weights: Mapping[str, str] = field(default_factory=dict)
     frames: int | None = None
     baselines: bool = False
+    detail: bool = False
     refine: int = 0
     basel: Path | None = None
     mediapipe: Path | None = None
@@ -91,6 +94,8 @@ class Run:
         found: dict[str, Method] = {}
         for label, model in self.models.items():
             found[label] = Estimate(model.eval())
+            if self.detail:
+                found[f"{label} + detail"] = Detailed(model)
             if self.refine:
                 found[self.refined(label)] = Refined(model, self.refine)
         first = next(iter(self.models.values()))
@@ -104,7 +109,7 @@ class Run:
         detector = FaceDetector(self.detector)
         found = {}
         for label, model in self.models.items():
-            reconstructor = Reconstructor(model, detector, self.device, label)
+            reconstructor = Reconstructor(model, detector, self.device, label, detail=False)
             found[label] = PhotoMethod(reconstructor)
             if self.refine:
                 found[self.refined(label)] = PhotoMethod(reconstructor, self.refine)
@@ -312,6 +317,7 @@ PROTOCOLS: dict[str, Callable[[Run, bool], dict[str, Report]]] = {
 
 APPLIES_TO = {
     "baselines": ("clips", "synthetic"),
+    "detail": ("clips", "synthetic"),
     "mediapipe": ("synthetic", "aflw2000"),
     "basel": ("aflw2000",),
     "detector": ("photos", "aflw2000", "micc", "now"),

@@ -6,6 +6,7 @@ nearer. *UV plane*: [0, 1], u right, v up; ``2 * uv - 1`` is an image frame whos
 texture, so a texel is looked up exactly as a pixel is.
 """
 
+from cest.geometry.blurring import blur, blur_within
 from cest.geometry.sampling import from_pixels, sample_image, to_pixels
 from cest.geometry.spherical_harmonics import ambient_illumination, sh_basis, shade
 from cest.geometry.viewpoint import (
@@ -17,6 +18,8 @@ from cest.geometry.viewpoint import (
 
 __all__ = [
     "ambient_illumination",
+    "blur",
+    "blur_within",
     "canonical_crop",
     "from_pixels",
     "project",

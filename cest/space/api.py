@@ -6,6 +6,7 @@ comes out; none of them is seen.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -38,6 +39,9 @@ class Api:
         def face() -> gr.Number:
             return gr.Number(0, precision=0, label="face: its number, 0 is the largest")
 
+        def detail() -> gr.Checkbox:
+            return gr.Checkbox(True, label="detail: the photo's, in the albedo")
+
         def number(label: str, value: float = 0.0) -> gr.Number:
             return gr.Number(value, label=label)
 
@@ -46,7 +50,13 @@ class Api:
             self._endpoint(self.find_faces, [photo()], [gr.JSON(label="faces")])
             self._endpoint(
                 self.reconstruct,
-                [photo(), model(), face(), gr.JSON(label="crop: center_x, center_y, size, angle")],
+                [
+                    photo(),
+                    model(),
+                    face(),
+                    gr.JSON(label="crop: center_x, center_y, size, angle"),
+                    detail(),
+                ],
                 [
                     gr.JSON(label="parameters"),
                     gr.Image(label="overlay", **picture),
@@ -55,7 +65,7 @@ class Api:
             )
             self._endpoint(
                 self.refine,
-                [photo(), model(), gr.Number(100, precision=0, label="steps"), face()],
+                [photo(), model(), gr.Number(100, precision=0, label="steps"), face(), detail()],
                 [
                     gr.JSON(label="parameters"),
                     gr.Image(label="overlay", **picture),
@@ -141,6 +151,7 @@ class Api:
         model: str = "CEST",
         face: int = 0,
         crop: dict | None = None,
+        detail: bool = True,
         request: gr.Request = None,
     ) -> tuple[dict, str, list[str]]:
         """Reconstruct a face in 3D from one photo: its parameters, the photo with the face drawn
@@ -151,9 +162,10 @@ class Api:
             model: CEST or IEST.
             face: its number, 0 is the largest.
             crop: instead of searching, a square: center_x, center_y, size in pixels.
+            detail: whether the albedo has the photo's fine detail, which no model estimates.
         """
         result = self._face(photo, model, face, crop)
-        return self._everything(result, model, request)
+        return self._everything(result, model, detail, request)
 
     def refine(
         self,
@@ -161,6 +173,7 @@ class Api:
         model: str = "CEST",
         steps: int = 100,
         face: int = 0,
+        detail: bool = True,
         request: gr.Request = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[dict, str, list[str]]:
@@ -171,6 +184,7 @@ class Api:
             model: CEST or IEST.
             steps: how many, 1 to 300; some tenths of a second for ten.
             face: its number, 0 is the largest.
+            detail: whether the albedo has the photo's fine detail, which no model estimates.
         """
         if not within(steps, 1, 300):
             raise RequestError("Steps are a number from 1 to 300.")
@@ -184,7 +198,7 @@ class Api:
             refined = self.studio.refine(result, int(steps), told)
         if refined is None:
             raise RequestError("Stopped.")
-        return self._everything(refined, model, request)
+        return self._everything(refined, model, detail, request)
 
     def relight(
         self,
@@ -295,10 +309,11 @@ class Api:
         return self.studio.reconstruct_photo(pixels, face or 0, square, [name])
 
     def _everything(
-        self, result: Result, model: str, request: gr.Request
+        self, result: Result, model: str, detail: bool, request: gr.Request
     ) -> tuple[dict, str, list[str]]:
         """Parameters with the seconds that were spent, overlay, files."""
         face, start = result.faces[model], time.perf_counter()
+        face = face if detail else replace(face, detail=None)
         with self.sessions.visit(request.session_hash) as session, self.studio.turn:
             files = write_downloads(face, session.new_folder("answers", keep=ANSWERS_KEPT))
         seconds = {

@@ -85,6 +85,13 @@ class PhotoTab:
                             )
                             self.figures[name] = gr.Markdown(elem_classes="figures")
         with gr.Column(visible=False, elem_id="results") as self.results:
+            self.detail = gr.Checkbox(
+                True,
+                label="The photo's fine detail",
+                info="Lashes, freckles and pores of the photo, over the estimated albedo. Switch "
+                "it off to see what each model estimates, nothing else.",
+                elem_id="detail",
+            )
             gr.Markdown("## In three dimensions")
             self.stage = own_component("stage", server_functions=[self._expressions()])
             with gr.Accordion("Refine: fit further to this photo", open=False, elem_id="refine"):
@@ -208,7 +215,16 @@ class PhotoTab:
             concurrency_id="refinements",
             concurrency_limit=1,
         )
-        for event in (photo, choice, refining):
+        detail = self.detail.input(
+            answered(self.detail_input),
+            self.detail,
+            self.shown,
+            api_visibility="private",
+            trigger_mode="always_last",
+            show_progress_on=self.detail,
+            concurrency_id="photos",
+        )
+        for event in (photo, choice, refining, detail):
             event.success(
                 answered(self.write_files),
                 None,
@@ -324,7 +340,7 @@ class PhotoTab:
                     raise RequestError(GONE)
                 folder = session.new_folder("light", keep=4)
                 pairs = []
-                for name, face in session.result.faces.items():
+                for name, face in session.shown.items():
                     posed = face.posed(actions)
                     light = face.illumination
                     if state.get("light") == "studio":
@@ -335,6 +351,12 @@ class PhotoTab:
                         picture = posed.relight(light)
                     pairs.append(self._pair(name, face, picture, folder))
                 return pairs
+
+    def detail_input(self, detail: bool, request: gr.Request) -> dict:
+        """The same faces with the photo's fine detail, or without."""
+        with self.sessions.visit(request.session_hash) as session, session.writing:
+            session.detail = detail
+            return {self.status: gr.skip()} if session.result is None else self._results(session)
 
     def donor_change(self, donor: str | None, request: gr.Request) -> Mapping | None:
         """A second photo: its largest face's light, by each model."""
@@ -403,7 +425,7 @@ class PhotoTab:
                 return [None for _ in self.names]
             if not session.downloads:
                 lists = []
-                for face in session.result.faces.values():
+                for face in session.shown.values():
                     with self.studio.turn:
                         lists.append(write_downloads(face, session.new_folder("results")))
                 session.downloads = lists
@@ -480,7 +502,7 @@ class PhotoTab:
         """Every model's figures, pictures and 3D face."""
         session.meshes, session.downloads = {}, []
         folder, shown = session.new_folder("results", keep=8), {}
-        for name, face in session.result.faces.items():
+        for name, face in session.shown.items():
             with self.studio.turn:
                 overlay, chain = face.overlay(), draw_chain(face)
                 error = face.error_map(384, overlay)
@@ -523,7 +545,7 @@ class PhotoTab:
         """The stage's value: every model's mesh and light, and the light that was borrowed."""
         if not session.meshes:
             folder = session.new_folder("results")
-            for name, face in session.result.faces.items():
+            for name, face in session.shown.items():
                 session.meshes[name] = folder / f"{name.lower()}.glb"
                 write_glb(face.mesh(), session.meshes[name])
         borrowed = session.borrowed.faces if session.borrowed else {}

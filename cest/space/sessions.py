@@ -8,13 +8,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cest.detection import DetectedFace
+from cest.reconstruction import Reconstruction
 from cest.space.answers import EXPECTED
 from cest.space.studio import Result
 
@@ -51,6 +52,7 @@ class Session:
 
     photo: the file that shows it; choice: a name for the choice of a face. meshes, downloads: files
     made of the result, once there are any.
+    detail: whether faces are shown with the photo's fine detail.
     runs: the last of each kind that was asked for. writing: held while files are made of what is
     known of the photo, or that changes; the studio's turn is taken after it.
     """
@@ -61,6 +63,7 @@ class Session:
     faces: list[DetectedFace] = field(default_factory=list)
     choice: str = ""
     result: Result | None = None
+    detail: bool = True
     borrowed: Result | None = None
     meshes: dict[str, Path] = field(default_factory=dict)
     downloads: list[list[Path]] = field(default_factory=list)
@@ -69,6 +72,12 @@ class Session:
     used: float = field(default_factory=time.monotonic)
     visits: int = 0
     over: bool = False
+
+    @property
+    def shown(self) -> dict[str, Reconstruction]:
+        """The result's faces as the visitor wants to see them."""
+        faces = self.result.faces
+        return dict(faces) if self.detail else {n: replace(faces[n], detail=None) for n in faces}
 
     def new_folder(self, kind: str, keep: int | None = None) -> Path:
         """An empty folder for files of a kind; its name cannot be guessed.

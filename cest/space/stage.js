@@ -212,7 +212,12 @@ class Face {
     gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB, gl.RGB, gl.UNSIGNED_BYTE, mesh.texture);
     for (const edge of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T])
       gl.texParameteri(gl.TEXTURE_2D, edge, gl.CLAMP_TO_EDGE);
-    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR);
+    // Fine detail flickers unless it is averaged; this WebGL does so for powers of two only.
+    const { width } = mesh.texture, averaged = (width & (width - 1)) === 0;
+    if (averaged) gl.generateMipmap(gl.TEXTURE_2D);
+    gl.texParameteri(
+      gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, averaged ? gl.LINEAR_MIPMAP_LINEAR : gl.LINEAR
+    );
     this.express();
   }
 

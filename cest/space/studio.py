@@ -276,7 +276,10 @@ class Studio:
                     return None
                 time.sleep(0.001)  # or the lock would be ours again before others have woken
         refined = {
-            name: replace(face, parameters=news[name], refined=face.refined + steps)
+            name: replace(
+                self.reconstructors[name].assemble(pixels, face.crop, news[name], face.index),
+                refined=face.refined + steps,
+            )
             for name, face in faces.items()
         }
         return Result(refined, result.seconds)

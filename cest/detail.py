@@ -1,0 +1,84 @@
+"""The photo's fine detail, carried over into the reflectance.
+
+The estimators work at a small size, so that their reflectance knows brows and beard but no lashes,
+freckles or pores; the photo shows these. What it shows at a scale that the estimate does not
+resolve is skin far more than light, for light on a face changes slowly, shadows' edges aside. So
+the estimate keeps the word on everything coarse, and the photo, freed from the estimated shading,
+has it on what is finer:
+
+    A_detailed = A · exp(h(log T / shading) - h(log A)),   h(x) = x - blurred x
+
+with the reflectance A, the illuminated texture T, and a blur of about a texel of A.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from cest.face_model import FaceModel
+from cest.geometry import blur, blur_within, project, rotate, shade
+from cest.modeling import FaceParameters
+from cest.rendering import TexelMap, rasterize_surface, unwrap, vertex_normals
+
+BLUR = 1.0
+"""Texels of the estimated reflectance: standard deviation of the blur between coarse and fine."""
+STRONGEST = 0.8
+"""Of the logarithm: more than a factor of 2.2 is a highlight, or what hides the skin."""
+GRAZING, FACING = 0.15, 0.4
+"""Cosines of the angle under which a texel is seen: up to the first the photo is not asked, from
+the second on it is believed."""
+DARKEST = 0.02
+"""Of reflectance and shading, where their logarithms are cut off."""
+
+
+@torch.no_grad()
+def fine_detail(
+    image: Tensor, estimate: FaceParameters, face_model: FaceModel, texel_map: TexelMap
+) -> Tensor:
+    """What the photo adds to the reflectance.
+
+    Where the photo does not show a texel but its mirror image, that one's detail is taken: faces
+    are about symmetric.
+
+    Args:
+        image: (B, 3, H, W) in [0, 1], the crop of the estimate at any resolution.
+        estimate: of B images.
+        face_model: at any level of detail.
+        texel_map: of this face model, at the size that is wanted.
+
+    Returns:
+        (B, 3, N, N) factors for `with_detail`, 1 where the photo says nothing.
+    """
+    vertices = face_model.vertices(estimate.shape_coefficients)
+    projected = project(vertices, estimate.viewpoint)
+    normals = rotate(vertex_normals(vertices, face_model.triangles), estimate.viewpoint)
+    surface = rasterize_surface(
+        projected, normals, face_model.triangles, face_model.uv, image.shape[-2:]
+    )
+    texture, visible = unwrap(image, projected, normals, surface.fragments, texel_map)
+    on_texels = normalize(texel_map.on_texels(normals), dim=-1)
+    shading = texel_map.to_map(shade(on_texels, estimate.illumination).unsqueeze(-1))
+    facing = texel_map.to_map(on_texels[..., 2:])
+    trust = visible * ((facing - GRAZING) / (FACING - GRAZING)).clamp(0, 1)
+
+    size = texel_map.size
+    sigma = BLUR * size / estimate.reflectance_map.shape[-1]
+    skin = (texture / shading.clamp(min=DARKEST)).clamp(min=DARKEST).log()
+    coarse = _enlarged(estimate.reflectance_map, size).clamp(min=DARKEST).log()
+    difference = skin - coarse
+    detail = difference - blur_within(difference, trust, sigma)
+    detail = detail.clamp(-STRONGEST, STRONGEST)
+    # Fading out towards what was not seen.
+    trust = trust * blur(trust, sigma)
+    mirrored = (1 - trust) * trust.flip(-1)
+    return (trust * detail + mirrored * detail.flip(-1)).exp()
+
+
+def with_detail(reflectance_map: Tensor, detail: Tensor) -> Tensor:
+    """(B, 3, S, S) in [0, 1] and factors (B, 3, N, N) -> (B, 3, N, N) in [0, 1]."""
+    return (_enlarged(reflectance_map, detail.shape[-1]) * detail.to(reflectance_map)).clamp(0, 1)
+
+
+def _enlarged(reflectance_map: Tensor, size: int) -> Tensor:
+    """Smoothly: a bilinear look-up's creases would be seen."""
+    return interpolate(reflectance_map, (size, size), mode="bicubic").clamp(0, 1)
