@@ -13,7 +13,7 @@ with the reflectance A, the illuminated texture T, and a blur of about a texel o
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate, max_pool2d, normalize
 
 from cest.face_model import FaceModel
 from cest.geometry import blur, blur_within, project, rotate, shade
@@ -27,6 +27,9 @@ STRONGEST = 0.8
 GRAZING, FACING = 0.15, 0.4
 """Cosines of the angle under which a texel is seen: up to the first the photo is not asked, from
 the second on it is believed."""
+UNLIKE, ANOTHER = 0.5, 1.0
+"""Of the logarithm: where the photo's brightness differs from the estimate's also coarsely, it is
+doubted from the first on, and beyond the second it shows hair, a hand or the background."""
 DARKEST = 0.02
 """Of reflectance and shading, where their logarithms are cut off."""
 
@@ -59,17 +62,20 @@ def fine_detail(
     on_texels = normalize(texel_map.on_texels(normals), dim=-1)
     shading = texel_map.to_map(shade(on_texels, estimate.illumination).unsqueeze(-1))
     facing = texel_map.to_map(on_texels[..., 2:])
-    trust = visible * ((facing - GRAZING) / (FACING - GRAZING)).clamp(0, 1)
+    seen = visible * ((facing - GRAZING) / (FACING - GRAZING)).clamp(0, 1)
 
     size = texel_map.size
     sigma = BLUR * size / estimate.reflectance_map.shape[-1]
     skin = (texture / shading.clamp(min=DARKEST)).clamp(min=DARKEST).log()
-    coarse = _enlarged(estimate.reflectance_map, size).clamp(min=DARKEST).log()
-    difference = skin - coarse
-    detail = difference - blur_within(difference, trust, sigma)
-    detail = detail.clamp(-STRONGEST, STRONGEST)
-    # Fading out towards what was not seen.
-    trust = trust * blur(trust, sigma)
+    estimated = _enlarged(estimate.reflectance_map, size).clamp(min=DARKEST).log()
+    difference = skin - estimated
+    coarse = blur_within(difference, seen, sigma)
+    detail = (difference - coarse).clamp(-STRONGEST, STRONGEST) * visible
+    unlike = coarse.mean(1, keepdim=True).abs()
+    believed = seen * ((ANOTHER - unlike) / (ANOTHER - UNLIKE)).clamp(0, 1)
+    # An edge of what is seen is no detail: texels beside unseen ones are left out, and around them
+    # it fades.
+    trust = blur(believed * _least_around(visible, round(sigma / 2)), sigma / 2)
     mirrored = (1 - trust) * trust.flip(-1)
     return (trust * detail + mirrored * detail.flip(-1)).exp()
 
@@ -77,6 +83,11 @@ def fine_detail(
 def with_detail(reflectance_map: Tensor, detail: Tensor) -> Tensor:
     """(B, 3, S, S) in [0, 1] and factors (B, 3, N, N) -> (B, 3, N, N) in [0, 1]."""
     return (_enlarged(reflectance_map, detail.shape[-1]) * detail.to(reflectance_map)).clamp(0, 1)
+
+
+def _least_around(values: Tensor, radius: int) -> Tensor:
+    """(B, 1, H, W) -> the least value of each square of so many pixels to either side."""
+    return -max_pool2d(-values, 2 * radius + 1, stride=1, padding=radius)
 
 
 def _enlarged(reflectance_map: Tensor, size: int) -> Tensor:
