@@ -92,10 +92,11 @@ def release(options: argparse.Namespace) -> None:
         sources = {name.upper(): str(made / name) for name in NAMES}
         labelled = {name.upper(): model for name, model in models.items()}
         runs = {
-            protocol: Run(source, labelled, sources, baselines=True)
-            for protocol, source in (
-                ("clips", options.validation),
-                ("synthetic", f"synthetic-{SYNTHETIC_SEED}"),
+            # Rendered skin has no detail that is finer than what models see of it.
+            protocol: Run(source, labelled, sources, baselines=True, detail=detail)
+            for protocol, source, detail in (
+                ("clips", options.validation, True),
+                ("synthetic", f"synthetic-{SYNTHETIC_SEED}", False),
             )
         }
         progress = sys.stderr.isatty()

@@ -462,7 +462,11 @@ def test_shipped_configurations_are_readable(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["small-{}", "rendered-{}", "released-{}", "paper-voxceleb{}", "paper-300wlp{}"]
+    "name",
+    [
+        *("small-{}", "rendered-{}", "photographs-{}", "released-{}"),
+        *("paper-voxceleb{}", "paper-300wlp{}"),
+    ],
 )
 def test_cest_and_iest_get_the_same_budget_data_and_seed(name):
     folder = TRAIN / "configs"
