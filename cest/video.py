@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -250,7 +251,8 @@ def reconstruct_clip(
     """
     _encoder()
     estimates: list[FrameEstimate | None] = []
-    template: Reconstruction | None = None
+    # Of the frame that shows most of the face: how much, its number, and what was said of it.
+    clearest: tuple[float, int, SquareCrop, FaceParameters] | None = None
     # The mean of the frames' reflectance maps, each weighted by what the frame saw of the skin.
     total, weights = torch.zeros(()), torch.zeros(())
     for said in tracker(clip, reconstructor):
@@ -261,16 +263,19 @@ def reconstruct_clip(
             estimates.append(FrameEstimate(crop, p.viewpoint, p.shape_coefficients, p.illumination))
             weight = p.texture_visibility + UNSEEN_WEIGHT
             total, weights = total + weight * p.reflectance_map, weights + weight
-            if template is None:
-                template = reconstructor.assemble(next(iter(clip)), crop, p)
+            seen = float(p.texture_visibility.sum())
+            if clearest is None or seen > clearest[0]:
+                clearest = seen, len(estimates) - 1, crop, p
         yield 0.5 * min(1.0, len(estimates) / clip.expected)
-    if template is None:
+    if clearest is None:
         raise VideoError(
             f"No face was found in {clip.path}; give a clip in which one is larger and less turned "
             "away."
         )
-    # One frame's fine detail is not that of all.
-    template = replace(template.with_factors(reflectance_map=total / weights), detail=None)
+    # One frame's fine detail serves for all: a mean of many would be blurred.
+    _, number, crop, p = clearest
+    frame = next(islice(clip, number, None))
+    template = reconstructor.assemble(frame, crop, p).with_factors(reflectance_map=total / weights)
     frames = draw_frames(clip, estimates, template, light)
     for done, _ in enumerate(write_video(output, frames, clip.rate), 1):
         yield 0.5 + 0.5 * done / len(estimates)

@@ -148,6 +148,13 @@ def test_one_reflectance_for_all_and_frames_without_a_face(
     weights = [p.texture_visibility + video.UNSEEN_WEIGHT for _, p in said]
     mean = sum(w * p.reflectance_map for w, (_, p) in zip(weights, said)) / sum(weights)
     torch.testing.assert_close(template.parameters.reflectance_map, mean)
+    # The fine detail is that of the frame which shows most of the face.
+    frames, found = list(clip), list(track(clip, reconstructor))
+    seen = [-1 if one is None else float(one[1].texture_visibility.sum()) for one in found]
+    clearest = seen.index(max(seen))
+    assert torch.equal(
+        template.detail, reconstructor.assemble(frames[clearest], *found[clearest]).detail
+    )
 
     result = open_clip(output, long_side=10_000)
     assert result.size == (240, 104) and len(list(result)) == 10
