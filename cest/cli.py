@@ -327,7 +327,7 @@ def _relight(options: argparse.Namespace) -> int:
     borrowed = {}
     if donor is not None:
         for label, model in models.items():
-            (face,) = _about(donor, lambda m=model: m.reconstruct(donor))
+            (face,) = _about(donor, lambda m=model: m.reconstruct(donor, detail=False))
             borrowed[label] = {f"from-{donor.stem}": face.illumination}
 
     def work(photo: Path, pixels: np.ndarray, folder: Path) -> Iterable[str]:

@@ -82,6 +82,15 @@ def crop_image(photo: np.ndarray, crop: SquareCrop, size: int) -> np.ndarray:
     )
 
 
+def covered(photo: np.ndarray, crop: SquareCrop, size: int) -> np.ndarray:
+    """(size, size) bool: which pixels of `crop_image` the photo shows, and not its repeated rim."""
+    height, width = photo.shape[:2]
+    x = (2 * np.arange(size) + 1) / size - 1
+    points = crop.to_photo(np.stack(np.meshgrid(x, -x), axis=-1).reshape(-1, 2))
+    inside = (points >= 0) & (points <= (width, height))
+    return inside.all(-1).reshape(size, size)
+
+
 def roll_of(landmarks: np.ndarray) -> float:
     """In-plane roll of 68 iBUG points (68, 2) in photo pixels: radians, counter-clockwise.
 

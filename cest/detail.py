@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate, max_pool2d, normalize
 from cest.face_model import FaceModel
 from cest.geometry import blur, blur_within, project, rotate, shade
 from cest.modeling import FaceParameters
-from cest.rendering import TexelMap, rasterize_surface, unwrap, vertex_normals
+from cest.rendering import TexelMap, rasterize, unwrap, vertex_normals
 
 BLUR = 1.0
 """Texels of the estimated reflectance: standard deviation of the blur between coarse and fine."""
@@ -36,7 +36,11 @@ DARKEST = 0.02
 
 @torch.no_grad()
 def fine_detail(
-    image: Tensor, estimate: FaceParameters, face_model: FaceModel, texel_map: TexelMap
+    image: Tensor,
+    shown: Tensor,
+    estimate: FaceParameters,
+    face_model: FaceModel,
+    texel_map: TexelMap,
 ) -> Tensor:
     """What the photo adds to the reflectance.
 
@@ -45,6 +49,7 @@ def fine_detail(
 
     Args:
         image: (B, 3, H, W) in [0, 1], the crop of the estimate at any resolution.
+        shown: (B, 1, H, W), 1 where the photo has a pixel, 0 where the crop reaches beyond it.
         estimate: of B images.
         face_model: at any level of detail.
         texel_map: of this face model, at the size that is wanted.
@@ -55,10 +60,12 @@ def fine_detail(
     vertices = face_model.vertices(estimate.shape_coefficients)
     projected = project(vertices, estimate.viewpoint)
     normals = rotate(vertex_normals(vertices, face_model.triangles), estimate.viewpoint)
-    surface = rasterize_surface(
-        projected, normals, face_model.triangles, face_model.uv, image.shape[-2:]
+    fragments = rasterize(projected, face_model.triangles, image.shape[-2:])
+    texture, visible = unwrap(
+        torch.cat((image, shown), dim=1), projected, normals, fragments, texel_map
     )
-    texture, visible = unwrap(image, projected, normals, surface.fragments, texel_map)
+    texture, inside = texture.split((3, 1), dim=1)
+    visible = visible * (inside > 0.999)  # no pixel beyond the photo has a share in it
     on_texels = normalize(texel_map.on_texels(normals), dim=-1)
     shading = texel_map.to_map(shade(on_texels, estimate.illumination).unsqueeze(-1))
     facing = texel_map.to_map(on_texels[..., 2:])

@@ -16,9 +16,10 @@ import trimesh
 from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cest import pictures
-from cest.cropping import SquareCrop, crop_from_landmarks, crop_image
+from cest.cropping import SquareCrop, covered, crop_from_landmarks, crop_image
 from cest.detail import fine_detail, with_detail
 from cest.detection import DetectedFace, FaceDetector
 from cest.export import METRES_PER_UNIT, textured_mesh, write_glb, write_obj, write_ply
@@ -214,10 +215,16 @@ class Reconstruction:
     def with_factors(self, **factors: Tensor) -> "Reconstruction":
         """The same with other values for some of the four factors, named as in `FaceParameters`.
 
-        What follows from viewpoint and shape follows; the photo's own texture and detail stay.
+        What follows from viewpoint and shape follows; the photo's own texture stays, and its detail
+        unless the reflectance is another: that is then drawn as it is given.
         """
-        model = self.estimator_face_model
-        return replace(self, parameters=with_factors(model, self.parameters, **factors))
+        parameters = with_factors(self.estimator_face_model, self.parameters, **factors)
+        changed = self.without_detail() if "reflectance_map" in factors else self
+        return replace(changed, parameters=parameters)
+
+    def without_detail(self) -> "Reconstruction":
+        """The same with the reflectance as it was estimated."""
+        return replace(self, detail=None)
 
     def _drawn(self, reflectance_map: Tensor | None, illumination: Tensor) -> np.ndarray:
         """The photo with the face drawn where it is, antialiased. illumination: photo's axes."""
@@ -347,7 +354,9 @@ class Reconstruction:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mesh = self.mesh()
-        colours = wrap(self.reflectance, self.face_model.uv)[0].T
+        # A vertex speaks for the texels around it.
+        coarse = interpolate(self.reflectance, scale_factor=0.5, mode="area")
+        colours = wrap(coarse, self.face_model.uv)[0].T
         self.albedo.save(folder / "albedo.png")
         write_glb(mesh, folder / "face.glb")
         write_obj(mesh, folder / "face.obj", folder / "albedo.png")
@@ -437,24 +446,27 @@ class Reconstructor:
         *,
         crop: SquareCrop | None = None,
         faces: list[DetectedFace] | None = None,
+        detail: bool | None = None,
     ) -> list[Reconstruction]:
         """Reconstruct faces of a photo.
 
         face: "largest", "all", or the number of one, 0 being the largest. crop: the square to look
             at instead of searching for faces; it is then used as it is. faces: what the detector
-            said of this photo, so that several models need not ask it again.
+            said of this photo, so that several models need not ask it again. detail: as in
+            `assemble`.
         Returns at least one reconstruction, the largest face first. Raises PhotoError (NoFaceError
         if the face is not there).
         """
         pixels = read_photo(photo)
         if crop is not None:
-            return [self.assemble(pixels, crop, self.estimate(pixels, crop))]
+            return [self.assemble(pixels, crop, self.estimate(pixels, crop), detail=detail)]
         if faces is None:
             faces = self.detector.detect(pixels)
         results = []
         for index, found in choose_faces([found.crop for found in faces], face):
             better = self.second_look(pixels, found)
-            results.append(self.assemble(pixels, better, self.estimate(pixels, better), index))
+            parameters = self.estimate(pixels, better)
+            results.append(self.assemble(pixels, better, parameters, index, detail))
         return results
 
     def second_look(self, photo: np.ndarray, crop: SquareCrop) -> SquareCrop:
@@ -488,22 +500,49 @@ class Reconstructor:
 
         progress: called after every step with its number, from 1, and the loss.
         """
-        parameters = refine(self.model, face.image, face.parameters, steps=steps, progress=progress)
-        fitted = self.assemble(face.photo, face.crop, _to_cpu(parameters), face.index)
-        return replace(fitted, refined=face.refined + steps)
+        parameters = self.fit(face.photo, face.crop, face.parameters, steps, progress)
+        return self.fitted(face, parameters, steps)
+
+    def fit(
+        self,
+        photo: np.ndarray,
+        crop: SquareCrop,
+        parameters: FaceParameters,
+        steps: int,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> FaceParameters:
+        """What `estimate` said of a crop, fitted further to it; on the CPU. See `refine`."""
+        image = _as_tensor(crop_image(photo, crop, self.model.config.image_size))
+        return _to_cpu(refine(self.model, image, parameters, steps=steps, progress=progress))
+
+    def fitted(
+        self, face: Reconstruction, parameters: FaceParameters, steps: int
+    ) -> Reconstruction:
+        """A reconstruction with what `fit` said of it."""
+        detail = face.detail is not None
+        result = self.assemble(face.photo, face.crop, parameters, face.index, detail)
+        return replace(result, refined=face.refined + steps)
 
     def assemble(
-        self, photo: np.ndarray, crop: SquareCrop, parameters: FaceParameters, index: int = 0
+        self,
+        photo: np.ndarray,
+        crop: SquareCrop,
+        parameters: FaceParameters,
+        index: int = 0,
+        detail: bool | None = None,
     ) -> Reconstruction:
-        """What `estimate` said of a crop, with what it takes to draw and export it."""
-        detail = None
-        if self.detail:
+        """What `estimate` said of a crop, with what it takes to draw and export it.
+
+        detail: whether with the photo's; by default as this reconstructor does.
+        """
+        factors = None
+        if self.detail if detail is None else detail:
             pixels = round(min(max(crop.size, self.model.config.image_size), LARGEST_DETAIL))
             image = _as_tensor(crop_image(photo, crop, pixels))
+            shown = torch.from_numpy(covered(photo, crop, pixels))[None, None].float()
             # Half precision is a tenth of a level, and half the memory of those who keep many.
-            detail = fine_detail(image, parameters, self._fine, self._texel_map).half()
+            factors = fine_detail(image, shown, parameters, self._fine, self._texel_map).half()
         return Reconstruction(
-            detail=detail,
             photo=photo,
             crop=crop,
             parameters=parameters,
@@ -512,6 +551,7 @@ class Reconstructor:
             model=self.name,
             conditioning=self.model.config.conditioning,
             index=index,
+            detail=factors,
         )
 
 

@@ -263,7 +263,9 @@ def reconstruct_clip(
             estimates.append(FrameEstimate(crop, p.viewpoint, p.shape_coefficients, p.illumination))
             weight = p.texture_visibility + UNSEEN_WEIGHT
             total, weights = total + weight * p.reflectance_map, weights + weight
-            seen = float(p.texture_visibility.sum())
+            # Texels that it shows, by the pixels that it shows them with.
+            pixels = crop.size * float(p.viewpoint[0, 0].exp())
+            seen = float(p.texture_visibility.sum()) * pixels**2
             if clearest is None or seen > clearest[0]:
                 clearest = seen, len(estimates) - 1, crop, p
         yield 0.5 * min(1.0, len(estimates) / clip.expected)
@@ -274,8 +276,12 @@ def reconstruct_clip(
         )
     # One frame's fine detail serves for all: a mean of many would be blurred.
     _, number, crop, p = clearest
-    frame = next(islice(clip, number, None))
-    template = reconstructor.assemble(frame, crop, p).with_factors(reflectance_map=total / weights)
+    frame = None
+    for frame in islice(clip, number + 1):  # noqa: B007
+        yield 0.5
+    template = reconstructor.assemble(frame, crop, p)
+    shared = template.with_factors(reflectance_map=total / weights)
+    template = replace(shared, detail=template.detail)
     frames = draw_frames(clip, estimates, template, light)
     for done, _ in enumerate(write_video(output, frames, clip.rate), 1):
         yield 0.5 + 0.5 * done / len(estimates)

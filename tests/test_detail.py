@@ -1,6 +1,7 @@
 """The photo's fine detail: it is found, light is not taken for it, and nothing else is changed."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,10 @@ def skin(detail: float) -> tuple[torch.Tensor, torch.Tensor]:
     return smooth * freckles, interpolate(smooth, (COARSE, COARSE), mode="area")
 
 
+def everywhere(image: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(image[:, :1])
+
+
 def well_seen(estimate, texel_map) -> torch.Tensor:
     """(1, 1, N, N): texels that are seen, with all that is around them."""
     normals = texel_map.to_map(torch.ones(1, len(texel_map.texels), 1))
@@ -56,7 +61,8 @@ def well_seen(estimate, texel_map) -> torch.Tensor:
 def test_freckles_are_found(face_model, texel_map):
     truth, coarse = skin(0.15)
     image, estimate = photo_and_estimate(face_model, truth, coarse)
-    found = with_detail(coarse, fine_detail(image, estimate, face_model, texel_map))
+    detail = fine_detail(image, everywhere(image), estimate, face_model, texel_map)
+    found = with_detail(coarse, detail)
     normals = rotate(vertex_normals(estimate.vertices, face_model.triangles), FRONTAL)
     believed = texel_map.to_map(texel_map.on_texels(normals)[..., 2:]) > FACING
     inside = (believed & well_seen(estimate, texel_map)).expand(-1, 3, -1, -1)
@@ -74,8 +80,8 @@ def test_light_is_not_taken_for_detail(face_model, texel_map):
     assert image.amax() - image[image > 0].amin() > 0.3
     # Even a light that was estimated all wrong is smooth.
     for light in (FROM_THE_SIDE, directional_light((-1.0, 0.0, 0.6), 0.8, 0.4)[None]):
-        estimate.illumination.copy_(light)
-        detail = fine_detail(image, estimate, face_model, texel_map)[inside]
+        lit = replace(estimate, illumination=light)
+        detail = fine_detail(image, everywhere(image), lit, face_model, texel_map)[inside]
         assert (detail - 1).abs().mean() < 0.02
 
 
@@ -83,7 +89,7 @@ def test_a_side_that_is_hidden_gets_the_other_sides(face_model, texel_map):
     truth, coarse = skin(0.15)
     turned = torch.tensor([[-0.4, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
     image, estimate = photo_and_estimate(face_model, truth, coarse, turned)
-    detail = fine_detail(image, estimate, face_model, texel_map)
+    detail = fine_detail(image, everywhere(image), estimate, face_model, texel_map)
     seen = well_seen(estimate, texel_map)
     hidden = interpolate(1 - estimate.texture_visibility, (FINE, FINE)).bool()
     hidden = -torch.nn.functional.max_pool2d(-hidden.float(), 9, 1, 4) > 0
@@ -95,11 +101,30 @@ def test_a_side_that_is_hidden_gets_the_other_sides(face_model, texel_map):
     assert difference.median() < 0.002
 
 
+def test_what_lies_beyond_the_photo_is_not_believed(face_model, texel_map):
+    """The photo ends in the middle of the face; its rim is repeated there, as crops have it."""
+    truth, coarse = skin(0.15)
+    image, estimate = photo_and_estimate(face_model, truth, coarse)
+    half = image.clone()
+    half[..., 256:] = image[..., 255:256]
+    shown = everywhere(image)
+    shown[..., 256:] = 0
+    found = fine_detail(half, shown, estimate, face_model, texel_map)
+    whole = fine_detail(image, everywhere(image), estimate, face_model, texel_map)
+    believed = fine_detail(half, everywhere(image), estimate, face_model, texel_map)
+    # Some way off the middle line. What is believed in full on one side is unchanged there, and
+    # mirrored on the other.
+    left, right = slice(0, 120), slice(136, 256)
+    assert (found - whole)[..., left].abs().median() < 1e-5
+    assert (found[..., right] - whole[..., left].flip(-1)).abs().median() < 0.002
+    assert (believed - found)[..., right].abs().mean() > 0.01
+
+
 def test_a_photo_that_says_nothing_changes_nothing(face_model, texel_map):
     truth, coarse = skin(0.15)
     away = torch.tensor([[-0.4, 0.0, 0.0, 0.0, 9.0, 0.0, 0.0]])
     image, estimate = photo_and_estimate(face_model, truth, coarse, away)
-    detail = fine_detail(image, estimate, face_model, texel_map)
+    detail = fine_detail(image, everywhere(image), estimate, face_model, texel_map)
     assert (detail == 1).all()
     smooth = interpolate(coarse, (FINE, FINE), mode="bicubic")
     torch.testing.assert_close(with_detail(coarse, detail), smooth)
@@ -110,7 +135,7 @@ def test_a_reflectance_stays_one(face_model, texel_map):
     _, coarse = skin(0.0)
     image, estimate = photo_and_estimate(face_model, skin(0.0)[0], coarse)
     noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).round()
-    detail = fine_detail(noise, estimate, face_model, texel_map)
+    detail = fine_detail(noise, everywhere(noise), estimate, face_model, texel_map)
     assert detail.isfinite().all() and detail.amax() < 2.3 and detail.amin() > 1 / 2.3
     found = with_detail(torch.ones_like(coarse), detail)
     assert found.amin() >= 0 and found.amax() <= 1

@@ -1,5 +1,6 @@
 """Rendered frames, augmented, and what is then true of them."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from cest.data import Batches, Recipe
 from cest.data.augmentation import fit_weak_perspective
 from cest.data.synthetic import AppearanceRanges, SyntheticClips
-from cest.geometry import sh_basis
+from cest.geometry import ambient_illumination, sh_basis
 from cest.known_factors import known_factor_errors
 from cest.lighting import mirror_light
 from cest.rendering import render
@@ -98,3 +99,16 @@ def test_errors_are_zero_for_the_truth_and_follow_one_factor_each(batch, tiny_mo
     # A tenth of every texel is a tenth, on dark skin and on light skin.
     assert errors(reflectance_map=0.9 * small) == [0, 0.1, 0]
     assert errors(illumination=2 * right.illumination) == [0, 0, 0]
+
+    # Shading 3 (1 - x / 2) where 1 + x / 2 is true. Over directions spread evenly within 60 degrees
+    # of the viewer |x| has the mean 2 / π (π / 3 - √3 / 4): z is uniform in [1 / 2, 1], and x is
+    # √(1 - z²) times a cosine. 64 directions stand for all of them.
+    right_to_left = torch.zeros(9)
+    right_to_left[3] = 0.5 / math.sqrt(3 / (4 * math.pi))
+    lit = replace(truth, illumination=(ambient_illumination() + right_to_left).expand(4 * 2, -1))
+    turned = replace(
+        right, illumination=3 * (ambient_illumination() - right_to_left).expand(4 * 2, -1)
+    )
+    found = known_factor_errors(turned, lit, model.face_model, model.texel_map)["true_light"]
+    expected = 2 / math.pi * 2 * (math.pi / 6 - math.sqrt(3) / 8)
+    assert found.item() == pytest.approx(expected, rel=0.03)

@@ -12,7 +12,7 @@ import trimesh
 from PIL import Image
 
 from cest.configuration import FaceEstimatorConfig
-from cest.cropping import SquareCrop
+from cest.cropping import SquareCrop, covered
 from cest.detection import EMBEDDED, FaceDetector
 from cest.face_model import load_face_model
 from cest.geometry import ambient_illumination, project, shade
@@ -203,3 +203,30 @@ def test_everything_is_saved_and_agrees(reconstructor, astronaut, tmp_path):
     )
     assert said["model"]["face_model_hash"] == face.face_model.content_hash
     assert said["illumination"] == pytest.approx(face.illumination.tolist())
+
+
+def test_whose_detail_is_drawn(reconstructor, astronaut):
+    """The photo's over what was estimated of it; none over a reflectance that was given."""
+    crop = SquareCrop(222, 130, 150)
+    (face,) = reconstructor.reconstruct(astronaut, crop=crop)
+    (plain,) = reconstructor.reconstruct(astronaut, crop=crop, detail=False)
+    assert face.reflectance.shape[-1] == 512 and face.describe()["model"]["detail_of_the_photo"]
+    assert torch.equal(plain.reflectance, plain.parameters.reflectance_map)
+    assert torch.equal(face.without_detail().reflectance, plain.reflectance)
+    given = torch.full_like(plain.reflectance, 0.5)
+    assert torch.equal(face.with_factors(reflectance_map=given).reflectance, given)
+    turned = face.posed(turn=(0, 30, 0))
+    assert torch.equal(turned.detail, face.detail)  # of the photo, not of the new pose
+    assert reconstructor.refine(plain, 1).detail is None
+    assert reconstructor.refine(face, 1).detail is not None
+
+
+def test_what_the_photo_shows_of_a_crop():
+    photo = np.zeros((100, 60, 3), np.uint8)
+    assert covered(photo, SquareCrop(30, 50, 60), 32).all()
+    right = covered(photo, SquareCrop(60, 50, 40), 32)
+    assert right[:, :16].all() and not right[:, 16:].any()
+    assert not covered(photo, SquareCrop(-100, 50, 60), 32).any()
+    turned = covered(photo, SquareCrop(30, 50, 60, np.pi / 4), 64)
+    # A square on its corner reaches beyond the narrow side on both: two triangles of its area.
+    assert turned.mean() == pytest.approx(1 - 2 * (np.sqrt(2) / 2 - 1 / 2) ** 2, abs=0.01)

@@ -14,6 +14,8 @@ import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -31,9 +33,9 @@ from cest.detection import DetectedFace
 from cest.face_model import FaceModel
 from cest.geometry import sh_basis
 from cest.lighting import LightError
-from cest.modeling import FaceEstimator
+from cest.modeling import FaceEstimator, FaceParameters
 from cest.photo import PhotoError
-from cest.reconstruction import NoFaceError, Reconstruction, Reconstructor
+from cest.reconstruction import NoFaceError, Reconstructor
 from cest.space import gpu, photo_tab, studio, video_tab
 from cest.space import sessions as sessions_module
 from cest.space.answers import TROUBLE, RequestError, answered
@@ -354,18 +356,22 @@ def test_a_lent_gpu_is_another_process(
     """Progress comes from it, and a stop gets there."""
     steps = tmp_path / "steps"
 
-    def refine(
-        self: Reconstructor, face: Reconstruction, count: int, progress: Callable
-    ) -> Reconstruction:  # no gradients: torch does not take them in a fork of a process with some
+    def fit(
+        self: Reconstructor,
+        photo: np.ndarray,
+        crop: SquareCrop,
+        parameters: FaceParameters,
+        count: int,
+        progress: Callable,
+    ) -> FaceParameters:  # no gradients: torch does not take them in a fork of a process with some
         for step in range(1, count + 1):
             with steps.open("a") as file:
                 file.write(f"{os.getpid()}\n")
             time.sleep(0.02)
             progress(step, 0.0)
-        light = face.parameters.illumination + 1
-        return face.with_factors(illumination=light)
+        return replace(parameters, illumination=parameters.illumination + 1)
 
-    monkeypatch.setattr(Reconstructor, "refine", refine)
+    monkeypatch.setattr(Reconstructor, "fit", fit)
     shared, shares = make_studio(face_model), []
     result = shared.reconstruct_photo(photo)
     assert result.faces["IEST"].overlay().size == (100, 120)
@@ -396,7 +402,7 @@ def make_tab(face_model: FaceModel, folder: Path) -> tuple[PhotoTab, gr.Request]
 
 def give(tab: PhotoTab, request: gr.Request) -> dict:
     tab.photo_change(PHOTO, request)
-    return tab.photo_turn(request)
+    return tab.photo_turn(True, request)
 
 
 def test_another_photo_waits_for_files_that_are_written(
@@ -450,13 +456,13 @@ def test_a_face_of_the_photo_before_is_not_shown(
     ):
         meanwhile.append(happens)
         assert tab.photo_change(PHOTO, request)[tab.status] == photo_tab.LOOKING
-        assert tab.photo_turn(request) == nothing and not meanwhile
+        assert tab.photo_turn(True, request) == nothing and not meanwhile
     tab.photo_change(PHOTO, request)
     assert tab.cancel_click(request)[tab.status] == photo_tab.CANCELLED
-    assert tab.photo_turn(request) == nothing  # it waited for its turn
+    assert tab.photo_turn(True, request) == nothing  # it waited for its turn
     assert tab.cancel_click(request) == nothing
     assert give(tab, request)[tab.status].startswith("Everything on this page took")
-    assert tab.photo_turn(request) == tab.cancel_click(request) == nothing
+    assert tab.photo_turn(True, request) == tab.cancel_click(request) == nothing
 
 
 def test_a_choice_that_is_cancelled_leaves_the_face_before(
@@ -469,9 +475,9 @@ def test_a_choice_that_is_cancelled_leaves_the_face_before(
     event = types.SimpleNamespace(_data={"face": 0})
     tab.picker_choose(event, request)
     assert tab.cancel_click(request)[tab.status] == photo_tab.UNCHANGED
-    assert tab.picker_turn(request) == {tab.status: gr.skip()} and session.result is before
+    assert tab.picker_turn(True, request) == {tab.status: gr.skip()} and session.result is before
     tab.picker_choose(event, request)
-    assert tab.results in tab.picker_turn(request) and session.result is not before
+    assert tab.results in tab.picker_turn(True, request) and session.result is not before
 
 
 def test_a_stop_ends_the_refinement_that_goes_on_and_no_later_one(
@@ -500,11 +506,11 @@ def test_a_stop_ends_the_refinement_that_goes_on_and_no_later_one(
 
 
 def test_detail_is_switched_off_and_on_again(face_model: FaceModel, tmp_path: Path) -> None:
-    """What is drawn, and the files, follow; the estimate stays, and so does the visitor's choice
-    when another photo comes."""
+    """What is drawn, and the files, follow; the estimate stays. The page knows what the visitor
+    wants of the next photo, even if the session has ended."""
     tab, request = make_tab(face_model, tmp_path)
-    assert tab.detail_input(False, request) == {tab.status: gr.skip()}
-    assert tab.detail_input(True, request) == {tab.status: gr.skip()}
+    with pytest.raises(RequestError, match="The photo is gone"):
+        tab.detail_input(False, request)
 
     def albedos() -> Iterator[tuple[int, int] | bool]:
         files = [{Path(path).name: path for path in paths} for paths in tab.write_files(request)]
@@ -522,7 +528,11 @@ def test_detail_is_switched_off_and_on_again(face_model: FaceModel, tmp_path: Pa
     assert tab.stage in shown and all(overlay in shown for overlay in tab.overlays.values())
     assert list(albedos()) == 2 * [(64, 64), False]
     assert session.result is estimated
-    give(tab, request)
+    tab.photo_change(f"{PHOTO}?", request)
+    assert tab.detail_input(True, request) == {tab.status: gr.skip()}  # another is on its way
+    tab.sessions.end("a")
+    tab.photo_change(PHOTO, request)
+    tab.photo_turn(False, request)
     assert list(albedos()) == 2 * [(64, 64), False]
     tab.detail_input(True, request)
     assert list(albedos()) == 2 * [(512, 512), True]
@@ -534,7 +544,7 @@ def test_what_is_wrong_with_a_photo_becomes_the_status(
     tab, request = make_tab(face_model, tmp_path)
     (tmp_path / "diary.jpg").write_text("Dear diary")
     tab.photo_change(str(tmp_path / "diary.jpg"), request)
-    shown = answered(tab.photo_turn, tab._nothing)(request)
+    shown = answered(tab.photo_turn, tab._nothing)(True, request)
     assert shown[tab.status].startswith("diary.jpg is not a picture")
     assert tab.cancel_click(request) == {tab.status: gr.skip()}
 
@@ -546,7 +556,7 @@ def test_a_photo_that_is_gone_is_said_so(face_model: FaceModel, tmp_path: Path) 
         lambda: tab.stage_settle(event, request),
         lambda: tab.donor_change(PHOTO, request),
         lambda: tab.refine_click(20, request),
-        lambda: (tab.picker_choose(event, request), tab.picker_turn(request)),
+        lambda: (tab.picker_choose(event, request), tab.picker_turn(True, request)),
     ):
         with pytest.raises(RequestError, match="gone from the server"):
             call()
@@ -556,13 +566,13 @@ def test_who_had_to_make_room_does_not_wait_for_ever(
     face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tab, request = make_tab(face_model, tmp_path)
-    for turn in (tab.photo_turn, tab.cancel_click):
+    for turn in (partial(tab.photo_turn, True), tab.cancel_click):
         tab.photo_change(PHOTO, request)
         tab.sessions.end("a")
         assert turn(request)[tab.status] == photo_tab.GONE
     tab.photo_change(PHOTO, request)
     monkeypatch.setattr(OneFace, "detect", lambda self, photo: tab.sessions.end("a") or [])
-    assert tab.photo_turn(request)[tab.status] == photo_tab.GONE
+    assert tab.photo_turn(True, request)[tab.status] == photo_tab.GONE
 
 
 def test_a_second_photo_without_a_face_leaves_the_light_that_was_borrowed(

@@ -16,7 +16,7 @@ from cest.cropping import SquareCrop
 from cest.detection import EMBEDDED, DetectedFace, FaceDetector
 from cest.face_model import FaceModel
 from cest.geometry import ambient_illumination
-from cest.modeling import FaceEstimator
+from cest.modeling import FaceEstimator, FaceParameters
 from cest.reconstruction import Reconstructor
 from cest.released import released_checkpoint
 from cest.video import VideoError, open_clip, reconstruct_clip, track, write_video
@@ -122,6 +122,12 @@ class Sometimes:
         return [DetectedFace((0, 0, width, height), 1.0, crop)]
 
 
+def pixels_of(crop: SquareCrop, parameters: FaceParameters) -> float:
+    """Of a face, about: the share of it that is seen, on a face of its size."""
+    scale = crop.size * float(parameters.viewpoint[0, 0].exp())
+    return float(parameters.texture_visibility.mean()) * scale**2
+
+
 def test_one_reflectance_for_all_and_frames_without_a_face(
     face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +156,7 @@ def test_one_reflectance_for_all_and_frames_without_a_face(
     torch.testing.assert_close(template.parameters.reflectance_map, mean)
     # The fine detail is that of the frame which shows most of the face.
     frames, found = list(clip), list(track(clip, reconstructor))
-    seen = [-1 if one is None else float(one[1].texture_visibility.sum()) for one in found]
+    seen = [0.0 if one is None else pixels_of(*one) for one in found]
     clearest = seen.index(max(seen))
     assert torch.equal(
         template.detail, reconstructor.assemble(frames[clearest], *found[clearest]).detail

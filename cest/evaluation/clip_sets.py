@@ -94,7 +94,8 @@ def evaluate_clips(
         light alone changes each; "relit_photometric", how well the albedo found under that other
         light explains the photo; "coefficients", mean α². For each clip of two frames or more
         "albedo_deviation", and "across_photometric" for each of its frames: how well the albedo of
-        the frame before explains it. Groups: "skin tone", of the photo, not of the skin alone.
+        the frame before (the last, for the first) explains it. Groups: "skin tone", of the photo,
+        not of the skin alone.
 
     Raises:
         ValueError: there is no frame, or one that cannot be read.
@@ -159,7 +160,8 @@ def _measure(
             batch.image, estimate.surface, reflectance, estimate.illumination, batch.mask
         )
 
-    before = torch.arange(len(batch.clip))
+    alone = torch.arange(len(batch.clip), device=batch.clip.device)
+    before = alone.clone()
     for figure, values in (
         ("nme68", normalised_mean_error(points, batch.landmarks)),
         ("nme51", normalised_mean_error(points, batch.landmarks, inner=True)),
@@ -180,10 +182,9 @@ def _measure(
         if len(frames) > 1:
             deviation = albedo_deviation(estimate.reflectance_map[frames], visible[frames])
             results.add(name, "albedo_deviation", [deviation])
-            before[frames] = frames.cpu().roll(1)
-    moved = (before != torch.arange(len(before))).to(batch.clip.device)
+            before[frames] = frames.roll(1)
     across = explained_by(estimate.reflectance_map[before])
-    results.add(name, "across_photometric", across[moved])
+    results.add(name, "across_photometric", across[before != alone])
 
 
 def _prepared(frame: tuple, size: int) -> Frame:

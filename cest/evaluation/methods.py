@@ -108,7 +108,8 @@ class Detailed(Estimate):
     @torch.no_grad()
     def __call__(self, image: Tensor, landmarks: Tensor, mask: Tensor) -> FaceParameters:
         estimate = super().__call__(image, landmarks, mask)
-        detail = fine_detail(image, estimate, self.face_model, self.texel_map)
+        shown = torch.ones_like(image[:, :1])
+        detail = fine_detail(image, shown, estimate, self.face_model, self.texel_map)
         maps = {
             "illuminated_texture": estimate.illuminated_texture,
             "texture_visibility": estimate.texture_visibility,

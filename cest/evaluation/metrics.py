@@ -149,8 +149,8 @@ def photometric_error_elsewhere(
 
     Î has the photo's own geometry and light, and the albedo that was estimated from another picture
     of the same face. An albedo without the person's features fails at this, and so does one that
-    the other picture's light is painted into. One factor s a photo matches their means, for a level
-    belongs to albedo and light together.
+    the other picture's light is painted into, if that light is another. One factor s a photo
+    matches their means, for a level belongs to albedo and light together.
 
     Args:
         image: (B, 3, H, W) in [0, 1].

@@ -6,7 +6,6 @@ comes out; none of them is seen.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -164,8 +163,8 @@ class Api:
             crop: instead of searching, a square: center_x, center_y, size in pixels.
             detail: whether the albedo has the photo's fine detail, which no model estimates.
         """
-        result = self._face(photo, model, face, crop)
-        return self._everything(result, model, detail, request)
+        result = self._face(photo, model, face, crop, detail)
+        return self._everything(result, model, request)
 
     def refine(
         self,
@@ -188,7 +187,7 @@ class Api:
         """
         if not within(steps, 1, 300):
             raise RequestError("Steps are a number from 1 to 300.")
-        result = self._face(photo, model, face)
+        result = self._face(photo, model, face, detail=detail)
         with self.sessions.visit(request.session_hash) as session:
 
             def told(share: float) -> bool:
@@ -198,7 +197,7 @@ class Api:
             refined = self.studio.refine(result, int(steps), told)
         if refined is None:
             raise RequestError("Stopped.")
-        return self._everything(refined, model, detail, request)
+        return self._everything(refined, model, request)
 
     def relight(
         self,
@@ -241,7 +240,7 @@ class Api:
             face: its number in the first photo, 0 is the largest.
         """
         result = self._face(photo, model, face).faces[model]
-        lender = self._face(donor, model, 0).faces[model]
+        lender = self._face(donor, model, 0, detail=False).faces[model]
         return self._kept(lambda: result.relight(lender.illumination), request)
 
     def pose(
@@ -302,18 +301,24 @@ class Api:
 
     # -- their parts ---------------------------------------------------------------------------
 
-    def _face(self, photo: str | None, model: str, face: int, crop: dict | None = None) -> Result:
+    def _face(
+        self,
+        photo: str | None,
+        model: str,
+        face: int,
+        crop: dict | None = None,
+        detail: bool = True,
+    ) -> Result:
         pixels = self.studio.read(_given(photo))
         square = None if crop is None else square_on(pixels, crop)
         name = self._known(model)
-        return self.studio.reconstruct_photo(pixels, face or 0, square, [name])
+        return self.studio.reconstruct_photo(pixels, face or 0, square, [name], detail)
 
     def _everything(
-        self, result: Result, model: str, detail: bool, request: gr.Request
+        self, result: Result, model: str, request: gr.Request
     ) -> tuple[dict, str, list[str]]:
         """Parameters with the seconds that were spent, overlay, files."""
         face, start = result.faces[model], time.perf_counter()
-        face = face if detail else replace(face, detail=None)
         with self.sessions.visit(request.session_hash) as session, self.studio.turn:
             files = write_downloads(face, session.new_folder("answers", keep=ANSWERS_KEPT))
         seconds = {

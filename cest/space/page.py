@@ -27,9 +27,9 @@ Give a photo of a face: turn it in 3D, move the light, make it smile, take the m
 ABOUT = """
 **About.** A face is explained by viewpoint, shape, reflectance and light. **CEST** estimates them
 one after the other, each given what is known by then; **IEST**, the control experiment, estimates
-each from the photo alone. Both are small models: fine detail is missing, turned, young or hidden
-faces come out worse, and skin tone cannot be told from the brightness of the light; the figures and
-limits are on their cards, under `model_card/` in the repository.
+each from the photo alone. Both are small models: their estimates lack fine detail, turned, young or
+hidden faces come out worse, and skin tone cannot be told from the brightness of the light; the
+figures and limits are on their cards, under `model_card/` in the repository.
 """
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 

@@ -188,7 +188,7 @@ class PhotoTab:
             **at_once | {"trigger_mode": "always_last"},  # in the order in which they are given
         ).success(
             answered(self.photo_turn, self._nothing),
-            None,
+            self.detail,
             self.shown,
             **in_turn,
             **on_status,
@@ -198,7 +198,7 @@ class PhotoTab:
             answered(self.picker_choose), None, [self.status, self.cancel], **at_once
         ).success(
             answered(self.picker_turn, self._as_it_was),
-            None,
+            self.detail,
             self.shown,
             **in_turn,
             **on_status,
@@ -268,7 +268,7 @@ class PhotoTab:
             session.ask("photo", photo)
             return self._nothing(LOOKING)
 
-    def photo_turn(self, request: gr.Request) -> dict:
+    def photo_turn(self, detail: bool, request: gr.Request) -> dict:
         """The largest face is reconstructed at once, others are offered."""
         start = time.perf_counter()
         visit = self.sessions.visit(request.session_hash)
@@ -283,6 +283,7 @@ class PhotoTab:
                 session.pixels, session.faces = pixels, faces
                 if not faces:
                     return self._nothing(DRAW) | {self.picker: self._offer(session, None)}
+            session.detail = detail
             return self._reconstructed(session, run, pixels, faces[0].crop, 0, start)
         return self._called_off(session)
 
@@ -303,7 +304,7 @@ class PhotoTab:
             session.ask("choice", event._data or {})
             return CHOSEN, gr.update(visible=True)
 
-    def picker_turn(self, request: gr.Request) -> dict:
+    def picker_turn(self, detail: bool, request: gr.Request) -> dict:
         """What was chosen is reconstructed."""
         start = time.perf_counter()
         visit = self.sessions.visit(request.session_hash)
@@ -324,6 +325,7 @@ class PhotoTab:
                 crop = faces[index].crop
             else:
                 raise RequestError("That is no face of this photo; choose another.")
+            session.detail = detail
             return self._reconstructed(session, run, pixels, crop, index, start)
         return self._called_off(session)
 
@@ -356,7 +358,11 @@ class PhotoTab:
         """The same faces with the photo's fine detail, or without."""
         with self.sessions.visit(request.session_hash) as session, session.writing:
             session.detail = detail
-            return {self.status: gr.skip()} if session.result is None else self._results(session)
+            if session.result is None:
+                if session.choice:  # another photo is on its way
+                    return {self.status: gr.skip()}
+                raise RequestError(GONE)
+            return self._results(session)
 
     def donor_change(self, donor: str | None, request: gr.Request) -> Mapping | None:
         """A second photo: its largest face's light, by each model."""
@@ -369,7 +375,8 @@ class PhotoTab:
                     raise RequestError(GONE)
                 borrowed = None
                 if donor is not None:
-                    borrowed = self.studio.reconstruct_photo(self.studio.read(donor))
+                    pixels = self.studio.read(donor)
+                    borrowed = self.studio.reconstruct_photo(pixels, detail=False)
                 with session.writing:
                     if not run.end():  # there is another photo, or another second one
                         return gr.skip()
@@ -514,8 +521,9 @@ class PhotoTab:
             error.save(folder / f"{name}-error.png")
             shown[self.errors[name]] = str(folder / f"{name}-error.png")
             shown[self.figures[name]] = (
-                f"**{name}** · photometric error **{face.photometric_error:.1f}** of 255 · "
-                f"estimated in **{session.result.seconds[name]:.2f} s**"
+                f"**{name}** · photometric error of the estimate "
+                f"**{face.photometric_error:.1f}** of 255 · estimated in "
+                f"**{session.result.seconds[name]:.2f} s**"
                 + (f", refined by {face.refined} steps" if face.refined else "")
             )
         return shown | {self.stage: self._on_stage(session)}

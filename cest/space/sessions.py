@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Session:
     def shown(self) -> dict[str, Reconstruction]:
         """The result's faces as the visitor wants to see them."""
         faces = self.result.faces
-        return dict(faces) if self.detail else {n: replace(faces[n], detail=None) for n in faces}
+        return {n: f if self.detail else f.without_detail() for n, f in faces.items()}
 
     def new_folder(self, kind: str, keep: int | None = None) -> Path:
         """An empty folder for files of a kind; its name cannot be guessed.

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +189,12 @@ class Studio:
             def work(told: Callable[[float], None]) -> dict[str, FaceParameters]:
                 refined = {}
                 for number, (name, (crop, parameters)) in enumerate(said.items()):
-                    face = self.reconstructors[name].assemble(pixels, crop, parameters)
 
                     def after(step: int, loss: float, number: int = number) -> None:
                         told((number + step / steps) / len(said))
 
-                    refined[name] = self.reconstructors[name].refine(face, steps, after).parameters
+                    fit = self.reconstructors[name].fit
+                    refined[name] = fit(pixels, crop, parameters, steps, after)
                 return refined
 
             yield from step_by_step(work)
@@ -229,20 +229,20 @@ class Studio:
         crop: SquareCrop,
         index: int = 0,
         names: Sequence[str] | None = None,
+        detail: bool = True,
     ) -> Result:
         """The face in a square of the photo, by every model, or by those named.
 
         The square need not be exact: each model looks twice. index: of the face, for the record.
+        detail: whether with the photo's, which takes longer than the estimate.
         """
         with self.turn:
             said = self._estimate(pixels, crop, list(names or self.reconstructors))
-        return Result(
-            {
-                name: self.reconstructors[name].assemble(pixels, better, parameters, index)
+            faces = {
+                name: self.reconstructors[name].assemble(pixels, better, parameters, index, detail)
                 for name, (better, parameters, _) in said.items()
-            },
-            {name: seconds for name, (_, _, seconds) in said.items()},
-        )
+            }
+        return Result(faces, {name: seconds for name, (_, _, seconds) in said.items()})
 
     def reconstruct_photo(
         self,
@@ -250,12 +250,13 @@ class Studio:
         face: int = 0,
         crop: SquareCrop | None = None,
         names: Sequence[str] | None = None,
+        detail: bool = True,
     ) -> Result:
         """The face of that number, 0 the largest, or what is in a square. Raises PhotoError."""
         if crop is None:
             found = self.find(pixels)
             ((face, crop),) = choose_faces([one.crop for one in found], face)
-        return self.reconstruct(pixels, crop, face, names)
+        return self.reconstruct(pixels, crop, face, names, detail)
 
     def refine(self, result: Result, steps: int, told: Callable[[float], bool]) -> Result | None:
         """Every model's reconstruction, fitted further to the photo by so many steps.
@@ -275,13 +276,11 @@ class Studio:
                 if not told(news):
                     return None
                 time.sleep(0.001)  # or the lock would be ours again before others have woken
-        refined = {
-            name: replace(
-                self.reconstructors[name].assemble(pixels, face.crop, news[name], face.index),
-                refined=face.refined + steps,
-            )
-            for name, face in faces.items()
-        }
+        with self.turn:
+            refined = {
+                name: self.reconstructors[name].fitted(face, news[name], steps)
+                for name, face in faces.items()
+            }
         return Result(refined, result.seconds)
 
     def reconstruct_clip(
