@@ -176,8 +176,14 @@ class FaceEstimator(
             surface = rasterize_surface(
                 projected, normals, self.face_model.triangles, self.face_model.uv, (size, size)
             )
+            # What is made of the texture does not move the face: those gradients were noise to
+            # viewpoint and shape, which became worse than IEST's by them (docs/training-log.md).
             texture, visibility = unwrap(
-                image, projected, normals, surface.fragments, self.texel_map
+                image,
+                projected.detach(),
+                normals.detach(),
+                surface.fragments,
+                self.texel_map,
             )
 
         # Texels that were not seen are given as mid grey, the centre of the range.

@@ -56,6 +56,14 @@ def test_every_parameter_gets_a_gradient(tiny_model):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_the_texture_does_not_move_the_face(tiny_model):
+    """Reflectance and light depend on the texture, whose place follows from viewpoint and shape."""
+    estimate = tiny_model(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    (estimate.reflectance_map.sum() + estimate.illumination.sum()).backward()
+    for network in (tiny_model.viewpoint_network, tiny_model.shape_network):
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_wrong_image_size_is_refused(tiny_model):
     with pytest.raises(ValueError, match="64, 64"):
         tiny_model(torch.rand(1, 3, 128, 128))

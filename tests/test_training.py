@@ -464,7 +464,7 @@ def test_shipped_configurations_are_readable(path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("small-{}", "rendered-{}", "photographs-{}", "released-{}"),
+        *("small-{}", "rendered-{}", "photographs-{}", "balanced-{}", "released-{}"),
         *("paper-voxceleb{}", "paper-300wlp{}"),
     ],
 )
