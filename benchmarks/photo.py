@@ -38,7 +38,7 @@ def main() -> None:
             pixels = read_photo(photo)
             faces = detector.detect(pixels)
         for model in models:
-            with timed(f"{attempt}: estimate, twice a model"):
+            with timed(f"{attempt}: estimate, twice a model, and the photo's detail"):
                 (face,) = model.reconstruct(pixels, faces=faces)
             with timed(f"{attempt}: overlay"):
                 face.overlay()
