@@ -453,7 +453,9 @@ def _figure(options: argparse.Namespace) -> int:
     detector = FaceDetector(options.detector)
     named = labels([(s, FaceEstimator.from_pretrained(s, face_model=face_model)) for s in sources])
     # The figures compare what models estimate.
-    models = {name: Reconstructor(m, detector, device, name, False) for name, m in named.items()}
+    models = {
+        name: Reconstructor(m, detector, device, name, detail=False) for name, m in named.items()
+    }
     if options.kind == "faces":
         if options.count < 1:
             raise UsageError(f"--count {options.count} leaves nothing to draw; give 1 or more.")

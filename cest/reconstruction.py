@@ -354,8 +354,9 @@ class Reconstruction:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         mesh = self.mesh()
-        # A vertex speaks for the texels around it.
-        coarse = interpolate(self.reflectance, scale_factor=0.5, mode="area")
+        # Vertices lie some two texels of a detailed map apart: each speaks for those around it.
+        size = min(self.reflectance.shape[-1], DETAIL_SIZE // 2)
+        coarse = interpolate(self.reflectance, (size, size), mode="area")
         colours = wrap(coarse, self.face_model.uv)[0].T
         self.albedo.save(folder / "albedo.png")
         write_glb(mesh, folder / "face.glb")

@@ -276,10 +276,9 @@ def reconstruct_clip(
         )
     # One frame's fine detail serves for all: a mean of many would be blurred.
     _, number, crop, p = clearest
-    frame = None
-    for frame in islice(clip, number + 1):  # noqa: B007
+    for _ in islice(frames := iter(clip), number):
         yield 0.5
-    template = reconstructor.assemble(frame, crop, p)
+    template = reconstructor.assemble(next(frames), crop, p)
     shared = template.with_factors(reflectance_map=total / weights)
     template = replace(shared, detail=template.detail)
     frames = draw_frames(clip, estimates, template, light)
