@@ -6,8 +6,10 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +47,7 @@ PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 if anything failed, 130 if stopped."""
+    _print_any_name()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     options = _parser().parse_args(arguments)
     try:
@@ -56,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(_io_sentence(error), file=sys.stderr)
     return 1
+
+
+def _print_any_name() -> None:
+    """A file's name may hold what the terminal cannot show: that is escaped, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        # What stands in for them, in a notebook or a test, need not have it.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--detail",
         action="store_true",
-        help="each model also with the photo's fine detail in its albedo",
+        help="each model also as users get it: light settled on the photo, its fine detail",
     )
     evaluate.add_argument(
         "--refine",
@@ -381,7 +392,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     named = labels(models)
     # What would fail after hours of measuring fails now.
     if options.output is not None:
-        options.output.mkdir(parents=True, exist_ok=True)
+        _expect_writable(options.output)
     if options.attach is not None:
         try:
             for source in sources:
@@ -404,25 +415,36 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     try:
         reports = PROTOCOLS[options.protocol](run, sys.stderr.isatty())
-        _write_reports(reports, run, options.attach)
+        return _write_reports(reports, run, options.attach)
     except (CheckpointError, PhotoError, DetectorError):
         raise
     # Of a data set that cannot be read, that is empty, or of a frame that is damaged.
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return 0
 
 
-def _write_reports(reports: dict[str, "Report"], run: "Run", dataset_id: str | None) -> None:
-    """Files where they are wanted, means on the screen, results on the cards."""
+def _expect_writable(folder: Path) -> None:
+    """Make the folder, and for a moment a file in it: what would fail after the work fails now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(
+            f"Nothing can be written to {folder} ({_reason(error)}): give a folder of yours by -o."
+        ) from error
+
+
+def _write_reports(reports: dict[str, "Report"], run: "Run", dataset_id: str | None) -> int:
+    """Files where they are wanted, means on the screen, results on the cards; the exit status."""
     from cest.evaluation.report import attach
 
-    shown = {}
+    shown, failures = {}, []
     for name, report in reports.items():
         folder = run.output if not name else run.output and run.output / name
         if folder is not None:
             try:
-                report.write(folder)
+                with _means_kept(failures, f"The report could not be written to {folder}"):
+                    report.write(folder)
             except ImportError as error:
                 print(error, file=sys.stderr)
         values = report.to_dict()
@@ -438,9 +460,25 @@ def _write_reports(reports: dict[str, "Report"], run: "Run", dataset_id: str | N
         shown = means if not name else shown | {name: means}
         if dataset_id is not None:
             for label, folder in run.weights.items():
-                attach(Path(folder), values, label, dataset_id)
+                with _means_kept(failures, f"The card in {folder} could not be written"):
+                    attach(Path(folder), values, label, dataset_id)
     if reports:
         print(json.dumps(shown, indent=1))
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+@contextmanager
+def _means_kept(failures: list[str], what: str) -> Iterator[None]:
+    """Notes what cannot be written instead of raising: the means, hours of work, come after it."""
+    try:
+        yield
+    except OSError as error:
+        failures.append(
+            f"{what} ({_reason(error)}): keep the means that were printed, and make room or check "
+            "the folder's permissions."
+        )
 
 
 def _figure(options: argparse.Namespace) -> int:
@@ -564,22 +602,36 @@ def _device(options: argparse.Namespace) -> torch.device:
 
 
 def _photos(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Files as they are, folders as the pictures in them, each once; what is wrong with folders."""
+    """Files as they are, folders as the pictures in them, each once; what cannot be looked up."""
     photos: dict[Path, Path] = {}
     failures = []
     for path in paths:
-        inside = [path]
-        if path.is_dir():
-            try:
-                inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
-            except OSError as error:
-                failures.append(_io_sentence(error))
-                continue
-            if not inside:
-                failures.append(f"{path} has no pictures in it.")
+        try:
+            inside = _pictures(path)
+        except OSError as error:
+            failures.append(_unreachable(path, error))
+            continue
+        if not inside:
+            failures.append(f"{path} has no pictures in it.")
         for photo in inside:
-            photos.setdefault(photo.resolve(), photo)
+            try:
+                photos.setdefault(photo.resolve(), photo)
+            # Before Python 3.13 the second is what a link to itself raises.
+            except (OSError, RuntimeError) as error:
+                failures.append(_unreachable(photo, error))
     return list(photos.values()), failures
+
+
+def _pictures(path: Path) -> list[Path]:
+    """A folder's pictures by name; a file, or what is not there, alone."""
+    if not path.is_dir():
+        return [path]
+    return sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+
+
+def _unreachable(path: Path, error: OSError | RuntimeError) -> str:
+    why = _reason(error) if isinstance(error, OSError) else "a link leads back to itself"
+    return f"{path} cannot be looked up ({why}); check its name, links and permissions."
 
 
 def _for_each_photo(
@@ -615,7 +667,9 @@ def _for_each_photo(
 
 def _results(photo: Path, output: Path, taken: set[str], work: Callable) -> list[str]:
     pixels = read_photo(photo)
-    return list(work(photo, pixels, _folder_for(photo.stem, pixels, output, taken)))
+    # The stem of "...jpg" is "..", which as a folder is outside of the output.
+    stem = photo.stem.strip(".") or "photo"
+    return list(work(photo, pixels, _folder_for(stem, pixels, output, taken)))
 
 
 def _about(photo: Path, action: Callable):
@@ -659,7 +713,11 @@ def _unused(label: str, taken: Iterable[str]) -> str:
 
 def _io_sentence(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or str(error).rstrip('.')}."
+    return f"{where}{_reason(error)}."
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).rstrip(".")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,19 @@ _DAMAGE = (
 )
 """What Pillow raises on damaged data, from the header's parser as well as from the decoders."""
 
+_ORIENTATION = 0x0112
+"""EXIF's tag for how the camera was held."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Its value -> what puts the photo upright; for any other nothing does."""
+
 Photo = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
@@ -64,7 +77,13 @@ def read_photo(photo: Photo) -> np.ndarray:
             return _decode(photo, "The photo")
     path = Path(photo)
     try:
-        with _damage_told(str(path)), Image.open(path, formats=_formats()) as image:
+        # Given the path, Pillow 12.3 maps an uncompressed TIFF into memory by the size that it has
+        # once it is turned, which scrambles it; a file object it reads.
+        with (
+            _damage_told(str(path)),
+            open(path, "rb") as file,
+            Image.open(file, formats=_formats()) as image,
+        ):
             return _decode(image, str(path))
     except FileNotFoundError:
         raise PhotoError(f"{path} does not exist.") from None
@@ -120,8 +139,25 @@ def _decode(image: Image.Image, name: str) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise PhotoError(_too_large(name))
     image.load()
-    image = ImageOps.exif_transpose(image)
-    return _check_size(np.array(_to_srgb(image)), name)
+    return _check_size(np.array(_to_srgb(_upright(image))), name)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says.
+
+    Not by Pillow's exif_transpose: it writes all of EXIF anew, and fails on any mistyped tag.
+    """
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it, 1 to 8; 1, upright, where EXIF cannot be read: the pixels can."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE as error:
+        logger.warning("The photo's EXIF cannot be read (%r); it is taken as upright.", error)
+        return 1
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

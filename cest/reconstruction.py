@@ -25,6 +25,7 @@ from cest.detection import DetectedFace, FaceDetector
 from cest.export import METRES_PER_UNIT, textured_mesh, write_glb, write_obj, write_ply
 from cest.face_model import FaceModel, load_face_model
 from cest.geometry import project, rotate, sh_basis
+from cest.light_fit import settle_light
 from cest.lighting import roll_light
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import photometric_error
@@ -69,7 +70,8 @@ class Reconstruction:
     Attributes:
         photo: (H, W, 3) uint8 sRGB.
         crop: the square of the photo that the estimator saw.
-        parameters: what it said, a batch of one, on the CPU. Frames are the crop's.
+        parameters: what it said, its light settled on the photo (`cest.light_fit`), a batch of one,
+            on the CPU. Frames are the crop's.
         face_model: at the level that is drawn and exported.
         estimator_face_model: at the level that the estimator works with.
         model: where the estimator came from, for the record.
@@ -131,6 +133,19 @@ class Reconstruction:
     def illumination(self) -> Tensor:
         """(9,) spherical harmonics in the photo's axes, whatever the crop's angle."""
         return roll_light(self.parameters.illumination[0], self.crop.angle)
+
+    @property
+    def head_angles(self) -> dict[str, float]:
+        """Degrees in the photo: where the face looks, and how far it is rolled about that.
+
+        "yaw": positive to the picture's right; "pitch": positive up; "roll": positive
+        counter-clockwise as seen. The rotation is yaw · pitch · roll, about the photo's axes
+        (x right, y up, z to the viewer).
+        """
+        in_crop = Rotation.from_rotvec(self.parameters.viewpoint[0, 1:4].double().numpy())
+        in_photo = Rotation.from_rotvec((0, 0, self.crop.angle)) * in_crop
+        yaw, down, roll = in_photo.as_euler("YXZ", degrees=True).tolist()
+        return {"yaw": yaw, "pitch": -down, "roll": roll}
 
     @property
     def exposure(self) -> float:
@@ -310,6 +325,9 @@ class Reconstruction:
                 "rotation": p.viewpoint[0, 1:4].tolist(),
                 "translation": p.viewpoint[0, 4:7].tolist(),
             },
+            "head_angles": self.head_angles,
+            "head_angles_about": "degrees in the photo: yaw is positive to the picture's "
+            "right, pitch up, roll counter-clockwise as seen; the rotation is yaw * pitch * roll",
             "identity_coefficients": p.shape_coefficients[0, : self.face_model.n_identity].tolist(),
             "expression_coefficients": p.shape_coefficients[
                 0, self.face_model.n_identity :
@@ -379,7 +397,7 @@ class Reconstructor:
         device: of torch; by default a GPU if there is one.
         name: where the model came from, for the record.
         detail: whether reconstructions carry the photo's fine detail over into the reflectance
-            (`cest.detail`); False for what the model estimates, nothing else.
+            (`cest.detail`); False for the reflectance as the model estimates it.
     """
 
     def __init__(
@@ -490,9 +508,13 @@ class Reconstructor:
 
     @torch.no_grad()
     def estimate(self, photo: np.ndarray, crop: SquareCrop) -> FaceParameters:
-        """(H, W, 3) uint8 sRGB and a square of it -> what the model says, on the CPU."""
+        """(H, W, 3) uint8 sRGB and a square of it -> what the model says, on the CPU.
+
+        Its light is then settled on the photo (`cest.light_fit`).
+        """
         image = _as_tensor(crop_image(photo, crop, self.model.config.image_size))
-        return _to_cpu(self.model(image.to(self.device)))
+        said = _to_cpu(self.model(image.to(self.device)))
+        return settle_light(image, said, self._coarse.landmarks)
 
     def refine(
         self, face: Reconstruction, steps: int, progress: Callable[[int, float], None] | None = None

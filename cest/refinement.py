@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from cest.face_model import FaceModel
-from cest.geometry import project, rotate, to_pixels
+from cest.face_region import face_regions
+from cest.geometry import project, rotate
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import ObjectiveConfig, objective
 from cest.rendering import TexelMap, rasterize_surface, unwrap, vertex_normals
@@ -140,7 +140,7 @@ def refine(
     start = {name: getattr(estimate, name).detach().to(device) for name in FACTORS}
     ids, alone = model.face_model.landmarks, torch.arange(len(image), device=device)
     landmarks = estimate.projected.detach().to(device)[:, ids, :2]
-    region = _face_regions(image, landmarks) if mask is None else mask.to(device)
+    region = face_regions(image, landmarks) if mask is None else mask.to(device)
     change = {name: torch.zeros_like(value) for name, value in start.items()}
     change["reflectance_map"] = change["reflectance_map"][..., :: config.texels, :: config.texels]
     change = {name: value.clone().requires_grad_() for name, value in change.items()}
@@ -177,14 +177,3 @@ def refine(
                 progress(step, loss.item() / len(image))
     with torch.no_grad():
         return face_parameters(model.face_model, model.texel_map, image, **current())
-
-
-def _face_regions(image: Tensor, landmarks: Tensor) -> Tensor:
-    """Masks (B, 1, S, S) of images (B, 3, S, S) with landmarks (B, 68, 2) in the image frame."""
-    from cest.data.face_region import face_region  # brings the data-set library, slow to import
-
-    size = image.shape[-1]
-    pixels = (255 * image).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    points = to_pixels(landmarks, size, size).cpu().numpy()
-    masks = [face_region(*each) for each in zip(np.ascontiguousarray(pixels), points)]
-    return torch.from_numpy(np.stack(masks))[:, None].to(image)

@@ -1,8 +1,11 @@
 """The command line: results of many photos side by side, one clear sentence for what fails."""
 
+import errno
+import io
 import json
 import os
 import shutil
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -225,6 +228,78 @@ def test_an_empty_folder_does_not_stop_the_others(run, tmp_path):
     assert (tmp_path / "out" / "astronaut" / "cest" / "face.glb").is_file()
 
 
+def only_the_astronaut_is_there(outcome, tmp_path, bad: Path) -> None:
+    """Of two inputs one failed, in one sentence, and the other's results were written."""
+    status, _, err = outcome
+    assert status == 1
+    assert "1 of 2 failed:" in err
+    (line,) = [line for line in err.splitlines() if str(bad) in line]
+    assert line.endswith(".") and "Traceback" not in err
+    assert (tmp_path / "out" / "astronaut" / "cest" / "face.glb").is_file()
+
+
+def test_a_folder_that_may_not_be_entered_does_not_stop_the_others(run, tmp_path, monkeypatch):
+    """Root may enter any: here the system's answer is made up."""
+    bad, original = tmp_path / "closed" / "a.jpg", Path.is_dir
+
+    def is_dir(path: Path) -> bool:
+        if path == bad:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    outcome = run("reconstruct", bad, PHOTO)
+    only_the_astronaut_is_there(outcome, tmp_path, bad)
+    says = f"{bad} cannot be looked up (Permission denied); check its name, links and permissions."
+    assert says in outcome[2].splitlines()
+
+
+def test_a_name_that_is_too_long_does_not_stop_the_others(run, tmp_path):
+    bad = tmp_path / f"{'a' * 300}.jpg"
+    only_the_astronaut_is_there(run("reconstruct", bad, PHOTO), tmp_path, bad)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_link_to_itself_does_not_stop_the_others(run, tmp_path, inside):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    bad = folder / "a.jpg"
+    bad.symlink_to(bad)
+    shutil.copy(PHOTO, folder / "astronaut.jpg")
+    given = [folder] if inside else [bad, folder / "astronaut.jpg"]
+    only_the_astronaut_is_there(run("reconstruct", *given), tmp_path, bad)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_name_that_cannot_be_printed_is_escaped(run, tmp_path, monkeypatch):
+    photo = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(PHOTO, photo)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    status, _, err = run("reconstruct", photo)
+    assert (status, err) == (0, "")
+    terminal.flush()
+    assert b"caf\\udce9.jpg: " in terminal.buffer.getvalue()
+    assert (tmp_path / "out" / photo.stem / "cest" / "face.glb").is_file()
+
+
+def test_where_nothing_can_be_said_about_encoding(run, monkeypatch):
+    """A notebook's output, say, is no file."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert run("reconstruct", PHOTO)[0] == 0
+    assert "photometric error" in sys.stdout.getvalue()
+
+
+@pytest.mark.parametrize("name", ["...jpg", "..jpg", "....jpg"])
+def test_no_name_leads_out_of_the_output(run, tmp_path, name):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(PHOTO, folder / name)
+    assert run("reconstruct", folder / name)[0] == 0
+    expected = [f"in/{name}", *(f"out/photo/cest/{file}" for file in RESULT_FILES)]
+    assert found(tmp_path) == sorted(expected)
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -325,3 +400,75 @@ def test_evaluate_prints_figures_of_every_model(tiny_model, face_model, tmp_path
         assert says in error.strip().splitlines()[-1] and "Traceback" not in error
     assert main(["evaluate", str(tmp_path / "no.parquet"), "--model", str(tmp_path / "model")]) == 1
     assert "No clips could be read" in capsys.readouterr().err
+
+
+@pytest.fixture
+def evaluate(models, face_model, tmp_path, capsys):
+    """Runs `cest evaluate CLIPS -o DIR` with a tiny model; gives status, stdout and stderr."""
+
+    def call(output: Path, *arguments: str):
+        clips = write_clips(tmp_path / "clips.parquet", face_model, clips=1, frames=1)
+        given = ["evaluate", str(clips), "--model", models[0], "-o", str(output), *arguments]
+        status = main(given)
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    evaluate, tmp_path, monkeypatch
+):
+    def fail(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    monkeypatch.setattr("cest.cli.TemporaryFile", fail, raising=False)
+    status, out, err = evaluate(tmp_path)
+    assert (status, out) == (1, "")
+    says = f"Nothing can be written to {tmp_path} (Read-only file system): give a folder of yours"
+    assert err.strip().splitlines()[-1] == f"{says} by -o."
+    (tmp_path / "file").touch()
+    status, out, err = evaluate(tmp_path / "file")
+    assert (status, out) == (1, "")
+    assert "(File exists): give a folder" in err.strip().splitlines()[-1]
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(evaluate, tmp_path):
+    output = tmp_path / "made" / "here"
+    assert evaluate(output)[0] == 0
+    assert "report.json" in found(output)
+    assert all(name.startswith(("report.", "ced-")) for name in found(output))
+
+
+def test_means_are_printed_even_if_the_disk_is_full_by_then(
+    evaluate, models, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cest.evaluation.report.write_text", fail)
+    status, out, err = evaluate(tmp_path / "out")
+    assert status == 1
+    assert json.loads(out)[models[0]]["frames"] == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f"The report could not be written to {tmp_path / 'out'} (No space left")
+    assert last.endswith(".") and "Traceback" not in err
+
+
+def test_means_are_printed_even_if_a_card_cannot_be_written(
+    evaluate, models, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    card = Path(models[0]) / "README.md"
+    card.write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr("cest.evaluation.report.attach", fail)
+    status, out, err = evaluate(tmp_path / "out", "--attach", "owner/clips")
+    card.unlink()
+    assert status == 1
+    assert json.loads(out)[models[0]]["frames"] == 1
+    assert "report.json" in found(tmp_path / "out")
+    says = f"The card in {models[0]} could not be written (Permission denied): keep the means"
+    assert err.strip().splitlines()[-1].startswith(says)

@@ -13,10 +13,10 @@ from PIL import Image
 
 from cest.data import Batches, Frame, FrameBatch, Recipe, StreamedClips, load_clips, read_frame
 from cest.data.augmentation import Relighter, Similarity, fit_weak_perspective
-from cest.data.face_region import face_region
 from cest.data.synthetic import SyntheticClips
 from cest.evaluation import evaluate
 from cest.face_model import MIRRORED_LANDMARKS
+from cest.face_region import face_region
 from clip_factory import write_clips
 
 

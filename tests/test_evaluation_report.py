@@ -311,17 +311,18 @@ def test_evaluate_writes_reports_and_cards(clips, checkpoint, tmp_path, monkeypa
     assert status == 0
     shown = json.loads(capsys.readouterr().out)
     baselines = {"mean face", "landmark fit"}
-    assert set(shown) == baselines | {str(checkpoint), "CEST + detail", "CEST + 2 steps"}
-    # The photo's detail brings the picture closer, and leaves pose, light and what is coarse.
-    plain, detailed = shown[str(checkpoint)], shown["CEST + detail"]
+    assert set(shown) == baselines | {str(checkpoint), "CEST as users get it", "CEST + 2 steps"}
+    # Light and detail come closer to the photo, and leave pose and shape.
+    plain, detailed = shown[str(checkpoint)], shown["CEST as users get it"]
     assert detailed["photometric"] < plain["photometric"]
-    for figure in ("nme68", "shading_explained", "texture_asymmetry"):
+    assert detailed["shading_explained"] > plain["shading_explained"]
+    for figure in ("nme68", "texture_asymmetry", "coefficients"):
         assert detailed[figure] == pytest.approx(plain[figure], rel=1e-3)
     text = (tmp_path / "out" / "report.json").read_text()
     values = json.loads(text)
     assert values["figures"]["CEST"]["nme68"]["mean"] == shown[str(checkpoint)]["nme68"]
     weights = (checkpoint / "model.safetensors").read_bytes()
-    for label in ("CEST", "CEST + detail", "CEST + 2 steps"):
+    for label in ("CEST", "CEST as users get it", "CEST + 2 steps"):
         found = values["methods"][label]["sha256_of_weights"]
         assert found == hashlib.sha256(weights).hexdigest()
     assert values["methods"]["mean face"] == values["methods"]["landmark fit"] == {}

@@ -32,24 +32,96 @@ def test_an_array_and_an_image_and_a_file_are_the_same(picture, tmp_path):
         np.testing.assert_array_equal(read_photo(given), picture)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_gives_the_same_photo(picture, tmp_path, orientation):
-    """The picture is stored as a camera held that way stores it; reading must undo that."""
-    undo = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
-        8: lambda a: np.rot90(a, -1),
-    }[orientation]
+UNDO = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: np.rot90(a, -1),
+}
+"""EXIF orientation -> what a camera held that way stores of an upright picture."""
+
+
+def stored(picture: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(UNDO[orientation](picture))
+
+
+def orientation_tag(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", UNDO)
+def test_every_exif_orientation_gives_the_same_photo(picture, tmp_path, orientation):
+    """The picture is stored as a camera held that way stores it; reading must undo that."""
     path = tmp_path / "photo.png"
-    Image.fromarray(np.ascontiguousarray(undo(picture))).save(path, exif=exif)
+    Image.fromarray(stored(picture, orientation)).save(path, exif=orientation_tag(orientation))
     np.testing.assert_array_equal(read_photo(path), picture)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("orientation", UNDO)
+def test_every_orientation_of_a_tiff(picture, tmp_path, orientation, mode, compression):
+    """Pillow turns a TIFF itself, and scrambles one that it maps into memory."""
+    upright = {
+        "L": picture[..., 0],
+        "I;16": picture[..., 0].astype(np.uint16) * 257,
+        "RGB": picture,
+        "RGBA": np.concatenate([picture, 255 - picture[..., :1]], -1),
+        "CMYK": np.concatenate([picture, picture[..., :1] // 2], -1),
+    }[mode]
+    path = tmp_path / "photo.tif"
+    image = Image.fromarray(stored(upright, orientation), mode)
+    image.save(path, exif=orientation_tag(orientation), compression=compression)
+    expected = read_photo(Image.fromarray(upright, mode))
+    np.testing.assert_array_equal(read_photo(path), expected)
+
+
+ASCII, LONG, RATIONAL, UNDEFINED, FLOAT = 2, 4, 5, 7, 11
+"""EXIF's types."""
+
+
+def exif_with(tag: int, kind: int, data: bytes) -> bytes:
+    """Orientation 6 and one more tag, of any type, its data (8 bytes) after both."""
+    size = {ASCII: 1, LONG: 4, RATIONAL: 8, UNDEFINED: 1, FLOAT: 4}[kind]
+    turned = struct.pack("<HHIHxx", 0x0112, 3, 1, 6)
+    other = struct.pack("<HHII", tag, kind, len(data) // size, 8 + 2 + 2 * 12 + 4)
+    entries = b"".join(sorted([turned, other]))
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize(
+    ("tag", "kind", "data"),
+    [
+        (0x011A, ASCII, b"72 dpi.\0"),  # XResolution, a RATIONAL
+        (0x011A, UNDEFINED, b"72 dpi.\0"),
+        (0x0128, RATIONAL, struct.pack("<II", 2, 1)),  # ResolutionUnit, a SHORT
+        (0x0128, LONG, struct.pack("<II", 70_000, 2)),
+        (0x0100, FLOAT, struct.pack("<ff", 64.5, 64.5)),  # ImageWidth, a SHORT or LONG
+        (0x0100, ASCII, b"64 px..\0"),
+    ],
+)
+@pytest.mark.parametrize("kind_of_file", ["png", "jpg", "webp"])
+def test_a_mistyped_tag_does_not_keep_a_photo_from_being_turned(
+    picture, tmp_path, tag, kind, data, kind_of_file
+):
+    path = tmp_path / f"photo.{kind_of_file}"
+    image = Image.fromarray(stored(picture, 6))
+    image.save(path, exif=exif_with(tag, kind, data), quality=95)
+    off = np.abs(read_photo(path).astype(int) - picture)
+    assert off.shape == picture.shape and off.mean() < 3
+
+
+def test_exif_that_cannot_be_read_is_ignored(picture, tmp_path, caplog):
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture).save(path, exif=b"Exif\0\0This is no EXIF at all.")
+    np.testing.assert_array_equal(read_photo(path), picture)
+    assert "EXIF cannot be read" in caplog.text
 
 
 def test_greyscale_and_palette(picture, tmp_path):
@@ -197,7 +269,7 @@ def test_whatever_the_decoder_raises_is_damage(error, picture, tmp_path, monkeyp
         raise error
 
     Image.fromarray(picture).save(tmp_path / "a.png")
-    monkeypatch.setattr("cest.photo.ImageOps.exif_transpose", fail)
+    monkeypatch.setattr("cest.photo.Image.Image.load", fail)
     with pytest.raises(PhotoError, match="is cut short or damaged"):
         read_photo(tmp_path / "a.png")
 

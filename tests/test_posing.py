@@ -104,3 +104,29 @@ def test_relit_face_keeps_the_photo_around_it(face: Reconstruction) -> None:
     relit = np.asarray(face.relight(light))
     assert isinstance(face.relight(light), Image.Image)
     assert (relit[0] == face.photo[0]).all()
+
+
+def test_head_angles_are_of_the_photo(face: Reconstruction) -> None:
+    tilt = np.degrees(face.crop.angle)
+    frontal = torch.zeros(1, 7)
+    straight = face.with_factors(viewpoint=frontal)
+    # The face is upright in a crop that is turned counter-clockwise, as the drawing of it is.
+    assert straight.head_angles == pytest.approx({"yaw": 0, "pitch": 0, "roll": tilt}, abs=1e-4)
+    yaw, pitch, roll = 35.0, -20.0, 50.0
+    inside = Rotation.from_euler("YXZ", (yaw, -pitch, roll), degrees=True)
+    in_crop = Rotation.from_rotvec((0, 0, -face.crop.angle)) * inside
+    frontal[0, 1:4] = torch.from_numpy(in_crop.as_rotvec())
+    turned = face.with_factors(viewpoint=frontal)
+    expected = {"yaw": yaw, "pitch": pitch, "roll": roll}
+    assert turned.head_angles == pytest.approx(expected, abs=1e-3)
+    assert turned.describe()["head_angles"] == turned.head_angles
+    # Of the picture itself: the nose stands out to where the face looks, which is right and down.
+    points, ids = turned.vertices_photo, turned.face_model.landmarks.numpy()
+    nose = points[ids[30]] - points[ids[[36, 45, 48, 54]]].mean(0)
+    mean = turned.face_model.mean
+    x, y, z = mean[ids[30]] - mean[ids[[36, 45, 48, 54]]].mean(0)
+    assert abs(x) < 1e-3 and abs(y) < z  # it stands out to the front
+    direction = inside.apply((0.0, float(y), float(z)))
+    # Shape coefficients are the estimate's: within ten degrees of the mean face's nose.
+    cosine = direction[:2] @ (nose[0], -nose[1])
+    assert cosine > 0.98 * np.linalg.norm(direction[:2]) * np.linalg.norm(nose[:2])

@@ -429,6 +429,25 @@ def test_another_photo_waits_for_files_that_are_written(
     assert tab.write_files(request) == [None, None]
 
 
+def test_files_that_gradio_removed_are_made_again(face_model: FaceModel, tmp_path: Path) -> None:
+    """It removes what it served an hour ago, also of a visitor who is still there."""
+    tab, request = make_tab(face_model, tmp_path)
+    give(tab, request)
+    files = [Path(path) for paths in tab.write_files(request) for path in paths]
+    with tab.sessions.visit(request.session_hash) as session:
+        meshes = list(session.meshes.values())
+        files[0].unlink()
+        meshes[0].unlink()
+        tab._on_stage(session)
+        assert all(path.exists() for path in session.meshes.values())
+        kept = dict(session.meshes)
+        tab._on_stage(session)
+        assert session.meshes == kept  # what is there is not made again
+    again = [Path(path) for paths in tab.write_files(request) for path in paths]
+    assert all(path.exists() for path in again)
+    assert [Path(path) for paths in tab.write_files(request) for path in paths] == again
+
+
 def test_a_face_of_the_photo_before_is_not_shown(
     face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import resource
 import shutil
@@ -314,22 +315,34 @@ def test_a_run_that_leaves_the_numbers_stops_at_its_last_good_state(half_way, co
 
 
 def test_it_goes_on_with_a_lower_rate(half_way, configuration):
-    """What the sentence above advises; the cosine of step 7 of 8 is 0.067."""
+    """What the sentence above advises, from the first step on; of 8 steps 2 are a rise."""
     folder = half_way()
     result = launch(configuration, f"output={folder}", "learning_rate=1e-5", "picture_every=100")
     assert result.returncode == 0, result.stderr[-3000:]
-    before, after = (record["rate"] for record in records(folder, "train")[5:7])
-    assert before > 1e-4 and after == pytest.approx(1e-5 * 0.0670, rel=0.01)
+    before, first, second = (record["rate"] for record in records(folder, "train")[5:8])
+    falling = [0.5 * (1 + math.cos(math.pi * (step - 2) / 6)) for step in (5, 6, 7)]
+    assert before == pytest.approx(1e-3 * falling[0], rel=1e-5)
+    assert [first, second] == pytest.approx([1e-5 * f for f in falling[1:]], rel=1e-5)
 
 
-def test_a_model_that_a_kill_prevented_is_written_by_the_same_command(
+def test_what_a_kill_prevented_after_the_last_step_is_done_by_the_same_command(
     half_way, finished, configuration
 ):
     folder = half_way()
     shutil.copytree(finished / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
-    shutil.rmtree(folder / "model")
+    (folder / "model" / "model.safetensors").rename(folder / "model" / ".model.safetensors.abc123")
+    expected = records(folder, "validation")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert records(folder, "validation") == expected[:-1]
     result = launch(configuration, f"output={folder}")
     assert result.returncode == 0, result.stderr[-3000:]
+    # From the weights of the checkpoint, to the digit.
+    again = records(folder, "validation")
+    assert [one | {"time": 0} for one in again] == [one | {"time": 0} for one in expected]
+    assert sorted(path.name for path in (folder / "model").iterdir()) == sorted(
+        path.name for path in (finished / "model").iterdir()
+    )
     models = [load_file(run / "model" / "model.safetensors") for run in (finished, folder)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 

@@ -88,6 +88,8 @@ def _first_line(error: Exception) -> str:
 
 def save_model(model: PretrainedModel, folder: Path) -> None:
     """Writes the folder that `from_pretrained` loads."""
+    for leftover in folder.glob(".model.safetensors.*"):  # of a kill in mid-save
+        leftover.unlink(missing_ok=True)
     try:
         model.save_pretrained(folder)
     except (OSError, SafetensorError) as error:

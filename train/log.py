@@ -35,6 +35,11 @@ class Log:
         kept = "".join(line for line in lines if json.loads(line)["step"] <= start)
         write_atomically(self.path, lambda path: path.write_text(kept))
 
+    def looked(self, step: int) -> bool:
+        """Whether the validation set has been looked at after a step."""
+        records = map(json.loads, self.path.read_text().splitlines())
+        return any(one["kind"] == "validation" and one["step"] == step for one in records)
+
     def write(self, kind: str, step: int, values: dict[str, float]) -> None:
         record = {"kind": kind, "step": step, "time": round(time.time(), 1), **values}
         with open(self.path, "a") as file:

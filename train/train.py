@@ -85,8 +85,10 @@ def train(settings: Settings) -> None:
     bare = accelerator.unwrap_model(model)
     best = bare if average is None else accelerator.unwrap_model(average).model
     start, position = checkpoints.resume(accelerator, output / "checkpoints")
-    # The rate may be another now: a schedule's state remembers the one it began with.
+    # The rate may be another now: schedule and optimiser remember the one they had.
     schedule.base_lrs = [settings.learning_rate] * len(schedule.base_lrs)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * rate(start, settings)
 
     if settings.truth_weight and bare.face_model.name != "open":
         raise ValueError(
@@ -101,6 +103,14 @@ def train(settings: Settings) -> None:
     validation = load_clips(settings.validation, settings.columns) if settings.validation else None
     start_tracker(accelerator, settings.tracker, asdict(settings))
     log = Log(output, start, accelerator) if main_process else None
+
+    def look(step: int) -> None:
+        figures = evaluate(best, validation, max_frames=settings.evaluation_frames)
+        log.write("validation", step, figures)
+
+    looking = log is not None and validation is not None
+    if looking and start and start % settings.evaluate_every == 0 and not log.looked(start):
+        look(start)  # a kill may have come before this, last time
 
     bar = tqdm(initial=start, total=settings.steps, disable=not main_process, unit="step")
     model.train()
@@ -130,6 +140,7 @@ def train(settings: Settings) -> None:
                     norm = accelerator.clip_grad_norm_(model.parameters(), settings.gradient_norm)
                 optimizer.step()
                 optimizer.zero_grad()
+        used = optimizer.param_groups[0]["lr"]
         schedule.step()
         if average is not None:
             average.update(bare, step)
@@ -142,7 +153,7 @@ def train(settings: Settings) -> None:
             figures = dict(zip(terms, means)) | {"gradient_norm": float(norm)}
             check(figures, step, output, scaled=accelerator.scaler is not None)
             if log:
-                log.write("train", step, figures | {"rate": schedule.get_last_lr()[0]})
+                log.write("train", step, figures | {"rate": used})
                 bar.set_postfix(loss=f"{figures['loss']:.4f}")
         if saving:  # before looking, which may meet a full disk or a damaged picture
             checkpoints.save(accelerator, output / "checkpoints", step, settings.keep, position)
@@ -150,9 +161,8 @@ def train(settings: Settings) -> None:
                 hand_out(best, output, step, publisher)
         if log and step % settings.picture_every == 0:
             log.picture(step, batch, best)
-        if log and validation is not None and step % settings.evaluate_every == 0:
-            figures = evaluate(best, validation, max_frames=settings.evaluation_frames)
-            log.write("validation", step, figures)
+        if looking and step % settings.evaluate_every == 0:
+            look(step)
     bar.close()
     if main_process and start >= settings.steps:  # a kill may have come before this, last time
         hand_out(best, output, start, publisher)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cest.data.augmentation import Relighter, Relighting, Similarity
 from cest.data.clips import count_frames, read_frame, read_reflectance
-from cest.data.face_region import face_region
 from cest.data.streams import StreamedClips
+from cest.face_region import face_region
 from cest.geometry import from_pixels
 from cest.known_factors import KnownFactors
 from cest.lighting import mirror_light, roll_light

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import torch
 
-from cest.data.face_region import FOREHEAD, face_region
 from cest.face_model import FaceModel
+from cest.face_region import FOREHEAD, face_region
 from cest.rendering import rasterize
 
 FACE, UNKNOWN, OTHER = 255, 128, 0

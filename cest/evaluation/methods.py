@@ -24,6 +24,7 @@ from cest.face_model import FaceModel
 from cest.face_model.model import content_hash
 from cest.geometry import ambient_illumination, sh_basis
 from cest.landmarks import Box
+from cest.light_fit import settle_light, solve_light
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import N_JAW
 from cest.reconstruction import Reconstruction, Reconstructor
@@ -93,8 +94,16 @@ class Estimate:
         return self.model(image)
 
 
-class Detailed(Estimate):
-    """A trained estimator with the photo's fine detail in its reflectance (`cest.detail`).
+class Settled(Estimate):
+    """A trained estimator whose light is settled on the photo (`cest.light_fit`), as for users."""
+
+    def __call__(self, image: Tensor, landmarks: Tensor, mask: Tensor) -> FaceParameters:
+        estimate = super().__call__(image, landmarks, mask)
+        return settle_light(image, estimate, self.face_model.landmarks)
+
+
+class Detailed(Settled):
+    """The same with the photo's fine detail in its reflectance (`cest.detail`).
 
     The photo is the estimator's input, and the map twice as large as its own: less than what
     users get, whose photo is larger.
@@ -119,8 +128,8 @@ class Detailed(Estimate):
         return replace(estimate, reflectance_map=reflectance, **larger)
 
 
-class Refined(Estimate):
-    """A trained estimator and `steps` of a fit from there on (`cest.refinement`).
+class Refined(Settled):
+    """The same with `steps` of a fit from there on (`cest.refinement`).
 
     Without the data's mask, as for users, who have none.
     """
@@ -213,18 +222,12 @@ def fit_light(image: Tensor, posed: FaceParameters, mask: Tensor) -> Tensor:
     """The light (B, 9) that renders the images best, least squares over the mask's pixels."""
     surface = posed.surface
     albedo = wrap(posed.reflectance_map, surface.uv)
-    basis = sh_basis(surface.normals)
-    weight = (mask * surface.coverage)[:, 0]
-    normal = torch.einsum(
-        "bhwk,bhwl,bhw->bkl", basis, basis, weight * albedo.square().sum(1)
-    ).double()
-    right = torch.einsum("bhwk,bhw->bk", basis, weight * (albedo * image).sum(1)).double()
     # A face shows half of all directions; from where it shows nothing, light is as if ambient.
-    strength = normal.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=1e-6)
-    ridge = torch.eye(9, dtype=torch.float64, device=image.device)
-    ridge[0, 0] = 1e-3
-    ridge = LIGHT_RIDGE * strength[:, None, None] * ridge
-    return torch.linalg.solve(normal + ridge, right).to(image)
+    stiffness = torch.full((9,), LIGHT_RIDGE)
+    stiffness[0] *= 1e-3
+    none = torch.zeros_like(posed.illumination)
+    basis, weight = sh_basis(surface.normals), mask * surface.coverage
+    return solve_light(image, basis, albedo, weight, none, stiffness)
 
 
 @cache

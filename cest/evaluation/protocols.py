@@ -63,7 +63,7 @@ class Run:
         weights: label -> where it came from; a folder's weights are hashed.
         frames: at most so many, or None.
         baselines: whether those that need no training stand beside.
-        detail: whether each estimator is also tried with the photo's fine detail.
+        detail: whether each estimator is also tried with its light settled and the photo's detail.
         refine: steps of the test-time fit that each estimator is also tried with, 0 for none.
         basel: `01_MorphableModel.mat`, for the dense truth of AFLW2000-3D.
         mediapipe: `face_landmarker.task`, for MediaPipe's mesh on synthetic clips and AFLW2000-3D.
@@ -95,7 +95,7 @@ class Run:
         for label, model in self.models.items():
             found[label] = Estimate(model.eval())
             if self.detail:
-                found[f"{label} + detail"] = Detailed(model)
+                found[self.for_users(label)] = Detailed(model)
             if self.refine:
                 found[self.refined(label)] = Refined(model, self.refine)
         first = next(iter(self.models.values()))
@@ -121,8 +121,18 @@ class Run:
             return {}
         return {"MediaPipe": MediaPipeMesh.load(str(self.mediapipe))}
 
+    def for_users(self, label: str) -> str:
+        return f"{label} as users get it"
+
     def refined(self, label: str) -> str:
         return f"{label} + {self.refine} steps"
+
+    def estimator(self, label: str) -> str | None:
+        """The label of the estimator that a method starts from; None for one without."""
+        for name in self.models:
+            if label in (name, self.for_users(name), self.refined(name)):
+                return name
+        return None
 
     def report(
         self, measured: Measurements, protocol: Mapping[str, object], name: str = "", **extra
@@ -130,7 +140,7 @@ class Run:
         """A report on the run's data set, which goes by its last name only."""
         about = {}
         for label in measured.values:
-            estimator = label.split(" + ")[0]
+            estimator = self.estimator(label)
             model, folder = self.models.get(estimator), self.weights.get(estimator)
             about[label] = {} if model is None else model.config.to_dict()
             if folder and (weights := Path(folder) / "model.safetensors").is_file():

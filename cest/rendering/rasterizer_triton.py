@@ -38,18 +38,20 @@ def visible_faces(
     batch, n_vertices, _ = projected.shape
     best = projected.new_full((batch, *image_size), NOTHING, dtype=torch.int64)
     if len(triangles) and batch:
-        _draw[(len(triangles), batch)](
-            projected.contiguous(),
-            triangles.contiguous(),
-            best,
-            n_vertices,
-            *image_size,
-            CULL=cull_backfaces,
-            SIZE=BLOCK,
-            num_warps=1,
-            # A fused multiply-add would round edges unlike the other backends do.
-            enable_fp_fusion=False,
-        )
+        # Triton launches on the current device, whatever its arguments are on.
+        with torch.cuda.device_of(projected):
+            _draw[(len(triangles), batch)](
+                projected.contiguous(),
+                triangles.contiguous(),
+                best,
+                n_vertices,
+                *image_size,
+                CULL=cull_backfaces,
+                SIZE=BLOCK,
+                num_warps=1,
+                # A fused multiply-add would round edges unlike the other backends do.
+                enable_fp_fusion=False,
+            )
     return torch.where(best == NOTHING, -1, LOW_BITS - (best & LOW_BITS))
 
 

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ CHOSEN = "Reconstructing …"
 DRAW = "Draw a square."
 GONE = "The photo is gone from the server; give it again."
 NO_FACE = "No face was found in the photo. Draw a square around the face, and it will do."
+
+
+def all_there(paths: Iterable[Path]) -> bool:
+    """Whether there are files under all of these names, and any name."""
+    found = [path.exists() for path in paths]
+    return bool(found) and all(found)
 
 
 class PhotoTab:
@@ -430,7 +436,8 @@ class PhotoTab:
         with self.sessions.visit(request.session_hash) as session, session.writing:
             if session.result is None:
                 return [None for _ in self.names]
-            if not session.downloads:
+            # Gradio removes what is an hour old, though its visitor may still be there.
+            if not all_there(path for files in session.downloads for path in files):
                 lists = []
                 for face in session.shown.values():
                     with self.studio.turn:
@@ -551,7 +558,8 @@ class PhotoTab:
 
     def _on_stage(self, session: Session) -> dict:
         """The stage's value: every model's mesh and light, and the light that was borrowed."""
-        if not session.meshes:
+        if not all_there(session.meshes.values()):
+            session.meshes = {}
             folder = session.new_folder("results")
             for name, face in session.shown.items():
                 session.meshes[name] = folder / f"{name.lower()}.glb"

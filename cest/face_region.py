@@ -7,6 +7,10 @@ the forehead and temples, and hats. Occluders below the brows stay in; the objec
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
+
+from cest.geometry import to_pixels
 
 # Of the distance from brows to the base of the nose, which in a face is the distance from
 # brows to the hairline, too ("thirds"); shorter, so that the hairline itself stays out.
@@ -56,6 +60,18 @@ def face_region(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     skin_coloured = cv2.morphologyEx(skin_coloured, cv2.MORPH_CLOSE, kernel)
     # Light falls off towards the sides of a lit face: below the brows colour is no argument.
     return hull & (skin_coloured | lower)
+
+
+def face_regions(image: Tensor, landmarks: Tensor) -> Tensor:
+    """M (B, 1, S, S), 1 or 0, of images (B, 3, S, S) in [0, 1] with landmarks (B, 68, 2).
+
+    The landmarks are in the image frame. Works on the CPU, wherever the images are.
+    """
+    size = image.shape[-1]
+    pixels = (255 * image).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    points = to_pixels(landmarks, size, size).cpu().numpy()
+    masks = [face_region(*each) for each in zip(np.ascontiguousarray(pixels), points)]
+    return torch.from_numpy(np.stack(masks))[:, None].to(image)
 
 
 def _filled(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
