@@ -1,7 +1,7 @@
 """Makes the folders of a release: weights, config, evaluation, picture and card.
 
     python model_card/release.py --cest runs/small-cest/model --iest runs/small-iest/model \
-        --validation CLIPS --half
+        --validation CLIPS --about model_card --half
 
 Evaluates both on the held-out clips and on synthetic clips of a fixed seed, and writes
 model_card/cest and model_card/iest as they go to the Hub. All of it is made beside them first, and
@@ -45,7 +45,7 @@ HERE = Path(__file__).resolve().parent
 NAMES = ("cest", "iest")
 SYNTHETIC_SEED, SYNTHETIC_CLIPS = 20261126, 250
 PARTS = ("training", "data")
-"""Of the card that are written by hand, beside this file."""
+"""Of the card that are written by hand: what --about has as Markdown."""
 PHOTO = HERE.parent / "cest" / "assets" / "astronaut.jpg"
 PICTURE_SEED, PICTURE_LIGHTNESS = 1, (28.0, 52.0, 76.0)
 """Of the synthetic people in the picture; CIE L* of their skins."""
@@ -59,6 +59,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name in NAMES:
         parser.add_argument(f"--{name}", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--validation", required=True, help="held-out clips")
+    parser.add_argument(
+        "--about",
+        type=Path,
+        required=True,
+        help="folder with training.md and data.md: how the two were trained, and on what",
+    )
     parser.add_argument(
         "--clips", type=int, default=SYNTHETIC_CLIPS, help="synthetic ones (default: %(default)s)"
     )
@@ -78,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def release(options: argparse.Namespace) -> None:
     """Writes OUTPUT/cest and OUTPUT/iest. What may be refused is tried before the long part."""
+    # OSErrors name the file.
+    about = {part: (options.about / f"{part}.md").read_text("utf-8").strip() for part in PARTS}
     originals = {name: checkpoint(getattr(options, name), name) for name in NAMES}
     held_out = load_clips(options.validation)
     rendered = SyntheticClips(options.clips, SYNTHETIC_SEED)
@@ -107,7 +115,7 @@ def release(options: argparse.Namespace) -> None:
         }
         for name, model in models.items():
             sheet.save(made / name / "picture.jpg", quality=80, optimize=True)
-            describe(made / name, model, evaluation)
+            describe(made / name, model, evaluation, about)
         put_in_place(made, options.output)
 
 
@@ -175,7 +183,9 @@ def picture(models: Mapping[str, FaceEstimator]) -> Image.Image:
     return table(rows)
 
 
-def describe(folder: Path, model: FaceEstimator, evaluation: Mapping[str, dict]) -> None:
+def describe(
+    folder: Path, model: FaceEstimator, evaluation: Mapping[str, dict], about: Mapping[str, str]
+) -> None:
     """Writes evaluation.json, the card (from template.md) and its results beside the weights."""
     text = json.dumps(evaluation, indent=1, allow_nan=False) + "\n"
     (folder / "evaluation.json").write_text(text, encoding="utf-8")
@@ -198,7 +208,7 @@ def describe(folder: Path, model: FaceEstimator, evaluation: Mapping[str, dict])
         figures={protocol: figures_table(evaluation[protocol]) for protocol in DATASETS},
         groups={protocol: group_tables(evaluation[protocol]) for protocol in DATASETS},
         **evaluation,
-        **{part: (HERE / f"{part}.md").read_text("utf-8").strip() for part in PARTS},
+        **about,
     )
     card.save(folder / constants.REPOCARD_NAME)
     for protocol, dataset in DATASETS.items():

@@ -49,6 +49,10 @@ def stored(picture: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(UNDO[orientation](picture))
 
 
+def image_of(mode: str, values: np.ndarray) -> Image.Image:
+    return Image.frombytes(mode, values.shape[1::-1], values.tobytes())
+
+
 def orientation_tag(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -76,10 +80,9 @@ def test_every_orientation_of_a_tiff(picture, tmp_path, orientation, mode, compr
         "CMYK": np.concatenate([picture, picture[..., :1] // 2], -1),
     }[mode]
     path = tmp_path / "photo.tif"
-    image = Image.fromarray(stored(upright, orientation), mode)
+    image = image_of(mode, stored(upright, orientation))
     image.save(path, exif=orientation_tag(orientation), compression=compression)
-    expected = read_photo(Image.fromarray(upright, mode))
-    np.testing.assert_array_equal(read_photo(path), expected)
+    np.testing.assert_array_equal(read_photo(path), read_photo(image_of(mode, upright)))
 
 
 ASCII, LONG, RATIONAL, UNDEFINED, FLOAT = 2, 4, 5, 7, 11
@@ -87,10 +90,11 @@ ASCII, LONG, RATIONAL, UNDEFINED, FLOAT = 2, 4, 5, 7, 11
 
 
 def exif_with(tag: int, kind: int, data: bytes) -> bytes:
-    """Orientation 6 and one more tag, of any type, its data (8 bytes) after both."""
+    """Orientation 6 and one more tag, of any type; more than 4 bytes of data stand after both."""
     size = {ASCII: 1, LONG: 4, RATIONAL: 8, UNDEFINED: 1, FLOAT: 4}[kind]
     turned = struct.pack("<HHIHxx", 0x0112, 3, 1, 6)
-    other = struct.pack("<HHII", tag, kind, len(data) // size, 8 + 2 + 2 * 12 + 4)
+    here = data if len(data) == 4 else struct.pack("<I", 8 + 2 + 2 * 12 + 4)
+    other = struct.pack("<HHI", tag, kind, len(data) // size) + here
     entries = b"".join(sorted([turned, other]))
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4) + data
 
@@ -101,8 +105,8 @@ def exif_with(tag: int, kind: int, data: bytes) -> bytes:
         (0x011A, ASCII, b"72 dpi.\0"),  # XResolution, a RATIONAL
         (0x011A, UNDEFINED, b"72 dpi.\0"),
         (0x0128, RATIONAL, struct.pack("<II", 2, 1)),  # ResolutionUnit, a SHORT
-        (0x0128, LONG, struct.pack("<II", 70_000, 2)),
-        (0x0100, FLOAT, struct.pack("<ff", 64.5, 64.5)),  # ImageWidth, a SHORT or LONG
+        (0x0128, LONG, struct.pack("<I", 70_000)),
+        (0x0100, FLOAT, struct.pack("<f", 64.5)),  # ImageWidth, a SHORT or LONG
         (0x0100, ASCII, b"64 px..\0"),
     ],
 )

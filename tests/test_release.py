@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "model_card"))
 
 import release as release_module  # noqa: E402
-from release import NAMES, main, put_in_place, rounding  # noqa: E402
+from release import NAMES, PARTS, main, put_in_place, rounding  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,11 @@ def runs(face_model, tmp_path_factory) -> Path:
 def arguments(runs, face_model) -> list[str]:
     clips = write_clips(runs / "held-out.parquet", face_model, clips=2, frames=2, size=64)
     models = [item for name in NAMES for item in (f"--{name}", str(runs / name / "model"))]
-    return [*models, "--validation", str(clips), "--clips", "2"]
+    about = runs / "about"
+    about.mkdir()
+    for part in PARTS:
+        (about / f"{part}.md").write_text(f"What the owner says of the {part}.\n")
+    return [*models, "--validation", str(clips), "--clips", "2", "--about", str(about)]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,7 @@ def test_the_card_says_what_was_measured(released, name):
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     card = ModelCard.load(folder / "README.md")
     assert f"# {name.upper()}\n" in card.text and "{{" not in card.text
+    assert all(f"What the owner says of the {part}." in card.text for part in PARTS)
     found = tables(card.text)
     for protocol in ("clips", "synthetic"):
         report = evaluation[protocol]
@@ -214,6 +219,7 @@ def test_what_cannot_be_released_is_one_sentence(arguments, runs, tmp_path, monk
 
     assert "absent is neither a folder nor a Hub id" in fails(cest=str(runs / "absent"))
     assert "has no config.json: give a folder" in fails(cest=str(runs / "cest"))
+    assert "training.md: No such file or directory." in fails(about=str(tmp_path))
     assert "is a checkpoint of IEST: give --cest one of CEST." in fails(cest=iest)
     assert "is a checkpoint of CEST: give --iest one of IEST." in fails(iest=cest)
     damaged = tmp_path / "damaged"
