@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,6 +27,7 @@ from cest.modeling import FaceEstimator
 from cest.photo import PHOTO_SUFFIXES, PhotoError, read_photo
 from cest.reconstruction import PANEL_SIZE, Reconstruction, Reconstructor, labelled_row
 from cest.released import RELEASED, released_checkpoint
+from cest.video import ClipFace, VideoError, open_clip, reconstruct_clip
 
 if TYPE_CHECKING:
     from cest.evaluation.protocols import Run
@@ -42,6 +43,7 @@ class UsageError(ValueError):
 EXPECTED_ERRORS = (UsageError, PhotoError, CheckpointError, DetectorError, LightError)
 """Their messages were written for the person at the command line."""
 PICTURE_FORMATS = (".png", ".jpg", ".webp")
+BAR = "{desc}: {percentage:3.0f} % |{bar}|"
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -157,6 +159,33 @@ def _parser() -> argparse.ArgumentParser:
         "--light-from", type=Path, metavar="PHOTO", help="the light on another photo's face"
     )
     relight.set_defaults(run=_relight)
+
+    video = commands.add_parser(
+        "video",
+        parents=[models],
+        allow_abbrev=False,
+        help="a clip of one face: drawn over it and relit, with one reflectance for all frames",
+    )
+    video.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="a video file")
+    video.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="where results go"
+    )
+    video.add_argument(
+        "--light", choices=LIGHT_NAMES, default="left", help="to relight with (default: left)"
+    )
+    video.add_argument(
+        "--seconds", type=float, default=60.0, metavar="N", help="longest clip (default: 60)"
+    )
+    video.add_argument(
+        "--size",
+        type=int,
+        default=1280,
+        metavar="N",
+        help="pixels: frames with a longer side are scaled down (default: 1280)",
+    )
+    video.add_argument("--detector", metavar="FILE", help="as in reconstruct")
+    video.add_argument("--no-detail", dest="detail", action="store_false", help="as in reconstruct")
+    video.set_defaults(run=_video)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -370,6 +399,45 @@ def _save_relit(result: Reconstruction, lights: dict[str, torch.Tensor], folder:
         "lights": {name: light.tolist() for name, light in lights.items()},
     }
     (folder / "lights.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _video(options: argparse.Namespace) -> int:
+    if options.seconds <= 0 or options.size < 16:
+        raise UsageError("--seconds has to be more than 0, and --size 16 or more.")
+    light = named_light(options.light)
+    models, _ = _load(options)
+    taken: set[str] = set()
+
+    def work(path: Path) -> Iterable[str]:
+        clip = open_clip(path, options.seconds, options.size)
+        name = _unused(path.stem.strip(".") or "clip", taken)
+        taken.add(name)
+        for label, model in models.items():
+            folder = options.output / name / label
+            folder.mkdir(parents=True, exist_ok=True)
+            steps = reconstruct_clip(
+                clip, model, folder / "clip.mp4", lambda face: face.exposure * light
+            )
+            face = _finished(steps, f"{path.name}, {label}")
+            face.template.save(folder)
+            with open(folder / "frames.jsonl", "w", encoding="utf-8") as file:
+                for record in face.describe(clip.rate):
+                    file.write(json.dumps(record, allow_nan=False) + "\n")
+            seen = sum(estimate is not None for estimate in face.estimates)
+            yield f"{path.name}: {folder} (a face in {seen} of {len(face.estimates)} frames)"
+
+    return _for_each(options.clips, [], work)
+
+
+def _finished(steps: Generator[float, None, ClipFace], what: str) -> ClipFace:
+    """Work through steps that say which share is done, with a bar; what they return."""
+    with tqdm(total=1.0, desc=what, bar_format=BAR, disable=None) as bar:
+        while True:
+            try:
+                share = next(steps)
+            except StopIteration as end:
+                return end.value
+            bar.update(share - bar.n)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -638,26 +706,40 @@ def _for_each_photo(
     options: argparse.Namespace,
     work: Callable[[Path, np.ndarray, Path], Iterable[str]],
 ) -> int:
-    """Work through the photos; one that fails does not stop the others, and is listed at the end.
+    """Work through the photos, as in `_for_each`.
 
     work: (path, pixels, folder for its results) -> lines to print.
     """
     photos, failures = _photos(options.photos)
-    inputs = len(photos) + len(failures)
     taken: set[str] = set()
-    for photo in tqdm(photos, unit="photo", disable=len(photos) < 2):
+
+    def one(photo: Path) -> Iterable[str]:
+        return _about(photo, lambda: _results(photo, options.output, taken, work))
+
+    return _for_each(tqdm(photos, unit="photo", disable=len(photos) < 2), failures, one)
+
+
+def _for_each(
+    paths: Collection[Path], failures: list[str], work: Callable[[Path], Iterable[str]]
+) -> int:
+    """Work through files; one that fails does not stop the others, and is listed at the end.
+
+    failures: of before. work: path -> lines to print. Returns the exit status.
+    """
+    inputs = len(paths) + len(failures)
+    for path in paths:
         try:
-            for line in _about(photo, lambda p=photo: _results(p, options.output, taken, work)):
+            for line in work(path):
                 tqdm.write(line)
-        except PhotoError as error:
+        except (PhotoError, VideoError) as error:
             failures.append(str(error))
         except OSError as error:
-            failures.append(f"{photo}: {_io_sentence(error)}")
-        # A bug or a lack of memory that one photo brings to light: the others may do without.
+            failures.append(f"{path}: {_io_sentence(error)}")
+        # A bug or a lack of memory that one file brings to light: the others may do without.
         except Exception as error:
-            logger.debug("%s failed", photo, exc_info=True)
+            logger.debug("%s failed", path, exc_info=True)
             what = str(error).strip().partition("\n")[0]
-            failures.append(f"{photo}: {type(error).__name__}{what and f': {what}'}")
+            failures.append(f"{path}: {type(error).__name__}{what and f': {what}'}")
     if failures:
         if inputs > 1:
             print(f"{len(failures)} of {inputs} failed:", file=sys.stderr)

@@ -7,20 +7,22 @@ twice, and a few numbers of it are kept in between.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from cest.cropping import SquareCrop
+from cest.cropping import SquareCrop, crop_image
+from cest.detection import FaceDetector
 from cest.modeling import FaceParameters
 from cest.reconstruction import Reconstruction, Reconstructor
 
@@ -33,11 +35,21 @@ os.environ.setdefault(
 MAX_FRAME_PIXELS = 4096 * 2304
 MAX_RATE = 30.0
 """Frames a second: of faster clips only every second frame is taken, or every third …"""
-LOOK_AGAIN = 25
-"""Frames after which the detector is asked again whether the face is still there."""
+PATIENCE = 8
+"""Frames in a row in which the detector may miss the face before it counts as gone."""
+SETTLED = 5
+"""Frames in which the detector must have seen a face before the clip is that face's."""
+LOOK_SIZE = 64
+"""Pixels a side that the followed face's crop has where the detector looks at it: next to what the
+estimator takes, the time for so few is small, so that it is asked at every frame."""
 UNSEEN_WEIGHT = 0.05
 """In the shared reflectance, of a frame at texels that it did not see; 1 at those it did."""
 LABEL_HEIGHT = 24
+FRAME_RECORD = (
+    *("crop", "viewpoint", "head_angles", "identity_coefficients", "expression_coefficients"),
+    *("illumination", "landmarks_68"),
+)
+"""What is told of each frame, of all that is told of a photo."""
 
 
 class VideoError(ValueError):
@@ -49,8 +61,8 @@ class Clip:
     """A video file that can be read again and again.
 
     rate: frames a second, of those that are taken. frames: how many are given out at most;
-    expected: how many there are, as far as the file says. size: width and height in pixels, of what
-    is given out. step: each how many-th frame is taken.
+    expected: about how many there are, as far as the file says. size: width and height in pixels,
+    of what is given out. step: each how many-th frame is taken.
     """
 
     path: Path
@@ -96,19 +108,19 @@ def open_clip(
         capture.release()
     if not read:
         raise VideoError(f"{path} has no pictures that can be decoded; give an MP4 or WebM file.")
-    # Browsers' recordings do not say how fast and how long they are.
+    # Browsers' recordings do not say how fast and how long they are. Of a file whose frames come at
+    # uneven times OpenCV may count milliseconds, 1000 a second: no rate, but right together.
+    seconds = count / rate if count > 0 and rate > 0 else None
+    if seconds is not None and seconds > max_seconds + 0.5:
+        raise VideoError(f"{path} lasts {seconds:.0f} seconds; cut it to at most {max_seconds:g}.")
     rate = rate if 1 <= rate <= 240 else MAX_RATE
-    if count > 0 and count / rate > max_seconds + 0.5:
-        raise VideoError(
-            f"{path} lasts {count / rate:.0f} seconds; cut it to at most {max_seconds:g}."
-        )
     step = max(1, round(rate / MAX_RATE))
     height, width = frame.shape[:2]
     scale = min(1.0, long_side / max(height, width))
     # Encoders want even sides.
     size = tuple(max(2, 2 * round(side * scale / 2)) for side in (width, height))
     frames = max(1, round(max_seconds * rate / step))
-    expected = max(1, round(count / step)) if count > 0 else frames
+    expected = frames if seconds is None else max(1, round(seconds * rate / step))
     return Clip(path, rate / step, frames, min(frames, expected), size, step)
 
 
@@ -150,50 +162,146 @@ def track(
 ) -> Iterator[tuple[SquareCrop, FaceParameters] | None]:
     """What the estimator says of every frame, and of which square; None where there is no face.
 
-    The face is searched for in the first frame, then every `LOOK_AGAIN` frames and where it was
-    lost; elsewhere its crop follows from the landmarks in the frame before.
+    A clip is about one face: the largest at first. The detector looks for it at every frame, on a
+    small picture of where the landmarks in the frame before say that it is; a network that is shown
+    no face finds one all the same. Frames in which it is missed are held back until it is seen
+    again in its place, and are then its own. After `PATIENCE` of them, or where the clip ends, they
+    are not: so a face that comes back sooner is drawn over up to `PATIENCE` - 1 frames without it.
+
+    Lost, it is searched for around its last place and at about its size. No other face is taken for
+    it, and it is itself not found where it comes back far away: the reflectance would be two
+    people's. Only one that was seen in fewer than `SETTLED` frames is given up for the largest
+    then. People who change places unseen, as at a cut from one portrait to another, are not told
+    apart.
     """
-    crop = None
-    for number, frame in enumerate(frames):
-        if crop is None or number % LOOK_AGAIN == 0:
-            crops = [found.crop for found in reconstructor.detector.detect(frame)]
-            if not crops:
-                crop = None
+    # Where the face was last seen, in how many frames so far, and where to look in the next one.
+    known: SquareCrop | None = None
+    sightings = 0
+    crop: SquareCrop | None = None
+    # What was said of the frames since.
+    held: list[tuple[SquareCrop, FaceParameters]] = []
+    for frame in frames:
+        if crop is None:
+            known = known if sightings >= SETTLED else None
+            found = _searched(frame, known, reconstructor.detector)
+            if found is None:
                 yield None
                 continue
-            nearest = min(crops, key=partial(_distance, crop)) if crop else crops[0]
-            if crop is None or _distance(crop, nearest) > crop.size / 3:
-                crop = reconstructor.second_look(frame, nearest)
+            crop, seen = reconstructor.second_look(frame, found), True
+        else:
+            seen = _still_there(frame, crop, known, reconstructor.detector)
         parameters = reconstructor.estimate(frame, crop)
-        yield crop, parameters
+        held.append((crop, parameters))
+        if seen:
+            known, sightings = crop, sightings + 1
+            yield from held
+            held.clear()
         crop = reconstructor.followed(crop, parameters)
+        if crop is None or len(held) == PATIENCE:
+            crop = None
+            yield from [None] * len(held)
+            held.clear()
+    yield from [None] * len(held)
+
+
+def _searched(
+    frame: np.ndarray, known: SquareCrop | None, detector: FaceDetector
+) -> SquareCrop | None:
+    """The crop of the largest face; if it is known where it was, of the nearest around there."""
+    if known is None:
+        return next((face.crop for face in detector.detect(frame)), None)
+    # People who sit side by side are further apart than a crop is wide. The picture has room for
+    # the rest of a face whose middle is as far away as that.
+    near = [one for one in _faces_around(frame, known, 3.0, detector) if _near(known, one, 1.0)]
+    return min(near, key=partial(_distance, known), default=None)
+
+
+def _still_there(
+    frame: np.ndarray, crop: SquareCrop, known: SquareCrop, detector: FaceDetector
+) -> bool:
+    """Whether a crop that was followed still shows a face, and has not strayed from its place."""
+    faces = _faces_around(frame, crop, 1.25, detector)
+    return _near(known, crop, 1.0) and any(_near(crop, one, 1 / 3) for one in faces)
+
+
+def _faces_around(
+    frame: np.ndarray, crop: SquareCrop, reach: float, detector: FaceDetector
+) -> list[SquareCrop]:
+    """The crops of the faces that are found in a square, `reach` times as large as a crop.
+
+    It is looked at upright, on a picture that shows a face of the crop's size large enough for the
+    detector, and is small.
+    """
+    window, side = replace(crop, size=reach * crop.size), round(reach * LOOK_SIZE)
+    crops = []
+    for face in detector.detect(crop_image(frame, window, side)):
+        found, scale = face.crop, window.size / side
+        x, y = window.to_photo((2 * found.center_x / side - 1, 1 - 2 * found.center_y / side))
+        crops.append(SquareCrop(float(x), float(y), scale * found.size, found.angle + crop.angle))
+    return crops
+
+
+def _near(crop: SquareCrop, other: SquareCrop, reach: float) -> bool:
+    """Whether another crop is no further away than `reach` times a crop's size, and like it in
+    size."""
+    return _distance(crop, other) < reach * crop.size and 0.5 < other.size / crop.size < 2
 
 
 def _distance(one: SquareCrop, other: SquareCrop) -> float:
     return math.hypot(one.center_x - other.center_x, one.center_y - other.center_y)
 
 
+@dataclass(frozen=True)
+class ClipFace:
+    """The face of a clip.
+
+    template: of the frame that shows most of it, with the reflectance that all frames share.
+    estimates: what is every frame's own; None where there is no face.
+    """
+
+    template: Reconstruction
+    estimates: list[FrameEstimate | None]
+
+    def on(self, frame: np.ndarray, estimate: FrameEstimate) -> Reconstruction:
+        """A frame's face: (H, W, 3) uint8 and what is its own -> a reconstruction."""
+        return replace(self.template, photo=frame, crop=estimate.crop).with_factors(
+            viewpoint=estimate.viewpoint,
+            shape_coefficients=estimate.shape_coefficients,
+            illumination=estimate.illumination,
+        )
+
+    def describe(self, rate: float) -> Iterator[dict]:
+        """Every frame's own factors as plain numbers, named as in `Reconstruction.describe`.
+
+        rate: frames a second. "face" is None where there is none.
+        """
+        for number, estimate in enumerate(self.estimates):
+            record = {"frame": number, "seconds": round(number / rate, 4), "face": None}
+            if estimate is not None:
+                said = self.on(self.template.photo, estimate).describe()
+                record["face"] = {name: _without_words(said[name]) for name in FRAME_RECORD}
+            yield record
+
+
+def _without_words(value: Any) -> Any:
+    """What it means is in parameters.json, once."""
+    return {k: v for k, v in value.items() if k != "about"} if isinstance(value, dict) else value
+
+
 def draw_frames(
-    frames: Iterable[np.ndarray],
-    estimates: Iterable[FrameEstimate | None],
-    template: Reconstruction,
-    light: Callable[[Reconstruction], Tensor],
+    frames: Iterable[np.ndarray], face: ClipFace, light: Callable[[Reconstruction], Tensor]
 ) -> Iterator[np.ndarray]:
     """Each frame, the face drawn over it, and relit: side by side, or wide ones one below another.
 
-    template: some frame's face, with the reflectance that all share. light: a frame's face -> (9,)
-    harmonics in the photo's axes. A frame without a face is shown as it is. (H', W', 3) uint8.
+    light: a frame's face -> (9,) harmonics in the photo's axes. A frame without a face is shown as
+    it is. (H', W', 3) uint8.
     """
-    for frame, estimate in zip(frames, estimates):
+    for frame, estimate in zip(frames, face.estimates):
         drawn = relit = frame
         if estimate is not None:
-            face = replace(template, photo=frame, crop=estimate.crop).with_factors(
-                viewpoint=estimate.viewpoint,
-                shape_coefficients=estimate.shape_coefficients,
-                illumination=estimate.illumination,
-            )
-            drawn, relit = np.asarray(face.overlay()), np.asarray(face.relight(light(face)))
-        panels = {"clip": frame, template.conditioning.upper(): drawn, "relit": relit}
+            own = face.on(frame, estimate)
+            drawn, relit = np.asarray(own.overlay()), np.asarray(own.relight(light(own)))
+        panels = {"clip": frame, face.template.conditioning.upper(): drawn, "relit": relit}
         labelled = [_labelled(name, picture) for name, picture in panels.items()]
         yield np.concatenate(labelled, axis=1 if frame.shape[0] >= frame.shape[1] else 0)
 
@@ -243,11 +351,12 @@ def reconstruct_clip(
     output: Path,
     light: Callable[[Reconstruction], Tensor],
     tracker: Callable[..., Iterator] = track,
-) -> Iterator[float]:
+) -> Generator[float, None, ClipFace]:
     """Reconstruct a clip, write the video, and yield after each frame the share that is done.
 
-    light: a frame's face -> (9,) harmonics in the photo's axes, for the relit picture. tracker:
-    `track`, or what runs it elsewhere. Raises VideoError if no frame has a face.
+    The generator returns what it found in the end. light: a frame's face -> (9,) harmonics in the
+    photo's axes, for the relit picture. tracker: `track`, or what runs it elsewhere. Raises
+    VideoError if no frame has a face.
     """
     _encoder()
     estimates: list[FrameEstimate | None] = []
@@ -280,7 +389,8 @@ def reconstruct_clip(
         yield 0.5
     template = reconstructor.assemble(next(frames), crop, p)
     shared = template.with_factors(reflectance_map=total / weights)
-    template = replace(shared, detail=template.detail)
-    frames = draw_frames(clip, estimates, template, light)
+    face = ClipFace(replace(shared, detail=template.detail), estimates)
+    frames = draw_frames(clip, face, light)
     for done, _ in enumerate(write_video(output, frames, clip.rate), 1):
         yield 0.5 + 0.5 * done / len(estimates)
+    return face

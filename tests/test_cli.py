@@ -24,6 +24,8 @@ from cest.face_model import load_face_model
 from cest.face_model.model import OPEN_MODEL
 from cest.modeling import FaceEstimator
 from cest.reconstruction import RESULT_FILES, Reconstructor
+from cest.released import released_checkpoint
+from cest.video import open_clip, write_video
 from clip_factory import FEATURES, write_clips
 
 PHOTO = Path(str(files("cest") / "assets" / "astronaut.jpg"))
@@ -400,6 +402,46 @@ def test_evaluate_prints_figures_of_every_model(tiny_model, face_model, tmp_path
         assert says in error.strip().splitlines()[-1] and "Traceback" not in error
     assert main(["evaluate", str(tmp_path / "no.parquet"), "--model", str(tmp_path / "model")]) == 1
     assert "No clips could be read" in capsys.readouterr().err
+
+
+def test_video_draws_a_clip_and_tells_of_every_frame(models, tmp_path, capsys):
+    pytest.importorskip("av")
+    with Image.open(PHOTO) as photo:
+        whole = np.asarray(photo.convert("RGB").resize((256, 256)))
+    frames = [whole, np.zeros_like(whole), whole]
+    for _ in write_video(tmp_path / "a.mp4", [f for f in frames for _ in range(9)], 25.0):
+        pass
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    clips = [str(tmp_path / name) for name in ("a.mp4", "b.mp4", "absent.mp4")]
+    given = ["-o", str(tmp_path / "out"), "--device", "cpu", "--detector", "embedded"]
+    # The released one: an untrained model loses the face.
+    assert main(["video", *clips, *given, "--model", released_checkpoint("cest")]) == 1
+    printed = capsys.readouterr()
+    folder = tmp_path / "out" / "a" / "cest"
+    assert printed.out == f"a.mp4: {folder} (a face in 18 of 27 frames)\n"
+    assert printed.err.splitlines() == [
+        "2 of 3 failed:",
+        f"{clips[1]} is not a video that can be read; give an MP4 or WebM file.",
+        f"{clips[2]} does not exist.",
+    ]
+    assert {*RESULT_FILES, "clip.mp4", "frames.jsonl"} == {path.name for path in folder.iterdir()}
+    drawn = open_clip(folder / "clip.mp4", long_side=10_000)
+    assert drawn.size == (3 * 256, 256 + 24) and len(list(drawn)) == 27
+    records = [json.loads(line) for line in (folder / "frames.jsonl").read_text().splitlines()]
+    assert [record["frame"] for record in records] == list(range(27))
+    assert [record["face"] is None for record in records] == 9 * [False] + 9 * [True] + 9 * [False]
+    one, other = records[0]["face"], records[-1]["face"]
+    # The same picture, encoded twice: to a pixel of 256, and two degrees.
+    np.testing.assert_allclose(one["landmarks_68"], other["landmarks_68"], atol=1)
+    assert one["head_angles"] == pytest.approx(other["head_angles"], abs=2)
+    assert "about" not in one["crop"]
+
+
+def test_video_options_that_make_no_sense(models, tmp_path, capsys):
+    given = ["video", "a.mp4", "-o", str(tmp_path), "--model", models[0]]
+    for wrong in (["--seconds", "0"], ["--size", "8"]):
+        assert main([*given, *wrong]) == 1
+        assert "--seconds has to be more than 0, and --size 16 or more." in capsys.readouterr().err
 
 
 @pytest.fixture

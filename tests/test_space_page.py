@@ -340,6 +340,8 @@ def test_a_clip_is_cancelled_and_reconstructed(page: Page, tmp_path: Path) -> No
     status = page.locator("#clip-status")
     page.locator("#start-clip").click()
     expect(status).to_contain_text("Give a clip first.", timeout=PATIENCE)
+    page.wait_for_timeout(1000)  # nothing else is said after it
+    expect(status).to_contain_text("Give a clip first.")
     page.locator("#clip input[type=file]").set_input_files(tmp_path / "clip.mp4")
     page.locator("#clip video").wait_for()
     page.locator("#start-clip").click()

@@ -39,6 +39,7 @@ from cest.reconstruction import NoFaceError, Reconstructor
 from cest.space import gpu, photo_tab, studio, video_tab
 from cest.space import sessions as sessions_module
 from cest.space.answers import TROUBLE, RequestError, answered
+from cest.space.api import ANSWERS_KEPT, Api
 from cest.space.chain import draw_chain
 from cest.space.expressions import expression_basis
 from cest.space.photo_tab import PhotoTab
@@ -626,7 +627,7 @@ def test_clips_that_are_cancelled_leave_the_one_that_is_shown(
 
     def reconstructed(cancelled_at: str = "") -> tuple[str, str]:
         tab.start_click("clip", "CEST", 0.0, 0.0, 1.0, request)
-        for said in tab.start_turn(request):
+        for said in tab.start_turn("clip", request):
             if said[0] == cancelled_at:
                 assert tab.cancel_click(request) == video_tab.CANCELLED
         return said
@@ -638,7 +639,41 @@ def test_clips_that_are_cancelled_leave_the_one_that_is_shown(
     assert Path(video).exists()
     tab.start_click("clip", "CEST", 0.0, 0.0, 1.0, request)
     tab.sessions.end("a")
-    assert [status for status, _ in tab.start_turn(request)] == [video_tab.GONE]
+    assert [status for status, _ in tab.start_turn("clip", request)] == [video_tab.GONE]
+
+
+def test_a_visitor_without_a_clip_is_asked_for_one(face_model: FaceModel, tmp_path: Path) -> None:
+    """The turn that follows leaves it at that: there is no clip that could be gone."""
+    request = types.SimpleNamespace(session_hash="a")
+    with gr.Blocks():
+        tab = VideoTab(make_studio(face_model), Sessions(tmp_path / "sessions"))
+    assert tab.start_click(None, "CEST", 0.0, 0.0, 1.0, request) == "Give a clip first."
+    assert list(tab.start_turn(None, request)) == [(gr.skip(), gr.skip())]
+
+
+# -- programs ------------------------------------------------------------------------------------
+
+
+def test_other_answers_leave_the_video_that_is_being_written(
+    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = types.SimpleNamespace(session_hash="a")
+    with gr.Blocks():
+        api = Api(make_studio(face_model), Sessions(tmp_path / "sessions"))
+
+    def work(clip: str, model: str, light: Light, output: Path) -> Iterator[float]:
+        yield 0.5
+        output.write_text(clip)
+        yield 1.0
+
+    monkeypatch.setattr(api.studio, "reconstruct_clip", work)
+    video = api.video("clip", request=request, progress=lambda share: None)
+    assert next(video) is None
+    pictures = []
+    for _ in range(2 * ANSWERS_KEPT):
+        pictures.append(api._kept(lambda: Image.new("RGB", (2, 2)), request))
+    assert sum(Path(picture).exists() for picture in pictures) == ANSWERS_KEPT
+    assert Path(list(video)[-1]).read_text() == "clip"
 
 
 # -- what the page shows -------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from cest import video
 from cest.configuration import FaceEstimatorConfig
-from cest.cropping import SquareCrop
+from cest.cropping import LANDMARK_BOX_TO_CROP, SquareCrop
 from cest.detection import EMBEDDED, DetectedFace, FaceDetector
 from cest.face_model import FaceModel
 from cest.geometry import ambient_illumination
@@ -61,6 +63,33 @@ def test_only_so_much_is_read_whatever_the_file_says(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"a\.mp4 lasts 0 seconds; cut it to at most"):
         open_clip(path, max_seconds=-0.1)
     assert len(list(open_clip(path, max_seconds=0.2))) == 5
+
+
+def encode_unevenly(path: Path, milliseconds: list[int]) -> Path:
+    """A frame at each of these times, as browsers and telephones record."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame, time in zip(grey(len(milliseconds)), milliseconds):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+def test_uneven_frames_make_a_clip_no_longer(tmp_path: Path) -> None:
+    """OpenCV says of such a file that it has 1000 frames a second, and counts milliseconds."""
+    path = encode_unevenly(tmp_path / "a.mkv", [100 * i + 7 * (i % 3) for i in range(21)])
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    assert capture.get(cv2.CAP_PROP_FPS) == 1000
+    clip = open_clip(path, max_seconds=3)
+    assert (clip.rate, clip.frames, len(list(clip))) == (30.0, 90, 21)
+    assert clip.expected == pytest.approx(2 * 30, abs=2)
+    with pytest.raises(VideoError, match=r"a\.mkv lasts 2 seconds; cut it to at most 1"):
+        open_clip(path, max_seconds=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"Dear diary", ASTRONAUT.read_bytes()[:100]])
@@ -129,24 +158,23 @@ def pixels_of(crop: SquareCrop, parameters: FaceParameters) -> float:
 
 
 def test_one_reflectance_for_all_and_frames_without_a_face(
-    face_model: FaceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    face_model: FaceModel, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     config = FaceEstimatorConfig(image_size=64, width=0.125)
     reconstructor = Reconstructor(FaceEstimator(config, face_model), Sometimes(), "cpu", "CEST")
     clip = open_clip(encode(tmp_path / "a.mp4", grey(10, (80, 80))))
-    drawn = []
+    output, finished = tmp_path / "out.mp4", []
+    steps = reconstruct_clip(clip, reconstructor, output, lambda _: ambient_illumination())
 
-    def remember(frames, estimates, template, light):
-        drawn.append((list(estimates), template))
-        return draw_frames(frames, estimates, template, light)
+    def finish() -> Iterator[float]:
+        face = yield from steps
+        finished.append(face)
 
-    draw_frames = video.draw_frames
-    monkeypatch.setattr(video, "draw_frames", remember)
-    output = tmp_path / "out.mp4"
-    shares = list(reconstruct_clip(clip, reconstructor, output, lambda _: ambient_illumination()))
-    assert shares == sorted(shares) and shares[-1] == 1
-    ((estimates, template),) = drawn
+    told = list(finish())
+    assert told == sorted(told) and told[-1] == 1
+    (face,) = finished
+    estimates, template = face.estimates, face.template
     assert [estimate is None for estimate in estimates][:4] == [True] * 4
     assert all(estimates[4:])
 
@@ -164,6 +192,17 @@ def test_one_reflectance_for_all_and_frames_without_a_face(
 
     result = open_clip(output, long_side=10_000)
     assert result.size == (240, 104) and len(list(result)) == 10
+
+    records = list(face.describe(clip.rate))
+    assert [record["frame"] for record in records] == list(range(10))
+    assert records[9]["seconds"] == 9 / 25
+    assert [record["face"] is None for record in records] == [one is None for one in estimates]
+    (crop, parameters), record = found[9], records[9]["face"]
+    assert record["crop"]["center_x"] == crop.center_x
+    assert record["viewpoint"]["rotation"] == parameters.viewpoint[0, 1:4].tolist()
+    own = reconstructor.assemble(frames[9], crop, parameters)
+    np.testing.assert_allclose(record["landmarks_68"], own.landmarks_photo, atol=1e-3)
+    assert record["illumination"] == pytest.approx(own.illumination.tolist())
 
 
 def test_without_pyav_nothing_is_begun(
@@ -215,3 +254,109 @@ def test_a_followed_face_does_not_jitter() -> None:
     face = np.ptp(points[0], axis=0).max()
     assert 80 < face < 110
     assert points.std(0).mean() < 0.005 * face
+
+
+class Blobs:
+    """Finds white squares, however the picture is scaled; what else there is it misses."""
+
+    def detect(self, photo: np.ndarray) -> list[DetectedFace]:
+        white = (photo[..., 0] > 200).view(np.uint8)
+        _, _, found, centers = cv2.connectedComponentsWithStats(white)
+        faces = []
+        for (left, top, width, height, _), (x, y) in zip(found[1:], centers[1:]):
+            crop = SquareCrop(x + 0.5, y + 0.5, LANDMARK_BOX_TO_CROP * width)
+            faces.append(DetectedFace((left, top, left + width, top + height), 1.0, crop))
+        return sorted(faces, key=lambda face: -face.crop.size)
+
+
+def scene(*squares: tuple[float, float, int], level: int = 255) -> np.ndarray:
+    """(240, 320, 3): squares, each by its middle and side."""
+    frame = np.zeros((240, 320, 3), np.uint8)
+    for x, y, side in squares:
+        left, top = round(x - side / 2), round(y - side / 2)
+        frame[top : top + side, left : left + side] = level
+    return frame
+
+
+def followed_through(frames: list[np.ndarray]) -> list[int | None]:
+    """Where the face is in every frame, from the left, by a network that takes anything for a
+    face; None where there is none."""
+    network = SimpleNamespace(
+        detector=Blobs(),
+        second_look=lambda frame, crop: crop,
+        estimate=lambda frame, crop: None,
+        followed=lambda crop, parameters: crop,
+    )
+    said = list(track(frames, network))
+    assert len(said) == len(frames)
+    return [one and round(one[0].center_x) for one in said]
+
+
+HERE, THERE, LARGE = (100, 120, 40), (240, 120, 40), (240, 120, 80)
+LONG = 40
+"""Frames: more than a face is waited for."""
+
+
+def test_frames_after_the_face_has_gone_are_not_its_own() -> None:
+    with_face, without = [scene(HERE)] * 10, [scene()] * LONG
+    assert followed_through(with_face + without) == [100] * 10 + [None] * LONG
+    # It comes back where it was, or about there.
+    back = followed_through(with_face + without + [scene((120, 110, 50))] * 3)
+    assert back == [100] * 10 + [None] * LONG + [120] * 3
+    # The clip ends before anybody could know.
+    assert followed_through(with_face + [scene()] * 2) == [100] * 10 + [None] * 2
+
+
+def test_a_face_that_is_missed_for_a_moment_is_followed_on() -> None:
+    frames = [scene(HERE)] * 10
+    for number in (4, 6, 7):
+        frames[number] = scene(HERE, level=100)
+    assert followed_through(frames) == [100] * 10
+
+
+@pytest.mark.parametrize("missed", [1, LONG])
+@pytest.mark.parametrize("other", [THERE, LARGE])
+def test_another_person_is_not_taken_for_the_one_who_is_missed(
+    other: tuple[int, int, int], missed: int
+) -> None:
+    """At no frame, and neither while the face is only missed nor once it is lost."""
+    both, alone = [scene(HERE, other)] * 30, [scene(other)] * missed
+    if other is LARGE:  # it comes once the first is known
+        both[:10] = [scene(HERE)] * 10
+    else:
+        both[0] = scene(HERE)
+    expected = [100] * 30 + [100 if missed == 1 else None] * missed + [100] * 30
+    assert followed_through(both + alone + both) == expected
+    assert followed_through(both + alone) == [100] * 30 + [None] * missed
+
+
+def test_what_was_hardly_seen_is_not_the_face_of_the_clip() -> None:
+    """The detector erred in the first frames, or somebody walked through."""
+    frames = [scene(HERE)] * 2 + [scene(THERE)] * LONG
+    found = followed_through(frames)
+    assert set(found[:2]) == {100} and set(found[-LONG // 2 :]) == {240}
+
+
+def test_what_is_found_on_a_small_picture_lies_in_the_frame() -> None:
+    for angle in (0.0, 0.6, -2.5):
+        crop = SquareCrop(150.0, 90.0, 60.0, angle)
+        x, y = crop.to_photo(np.array([0.5, -0.4]))
+        (found,) = video._faces_around(scene((x, y, 30)), crop, 3.0, Blobs())
+        assert (found.center_x, found.center_y) == pytest.approx((x, y), abs=1)
+        assert found.angle == angle
+    upright = video._faces_around(scene((150, 90, 30)), SquareCrop(150.0, 90.0, 60.0), 3.0, Blobs())
+    assert upright[0].size == pytest.approx(30 * LANDMARK_BOX_TO_CROP, rel=0.05)
+
+
+def test_a_face_that_leaves_the_picture() -> None:
+    """With the networks themselves: it slides out, and what is behind it is left as it is."""
+    reconstructor = Reconstructor.from_pretrained(
+        released_checkpoint("cest"), FaceDetector(EMBEDDED), "cpu"
+    )
+    photo = np.asarray(Image.open(ASTRONAUT))
+    # The face is between 180 and 270.
+    lefts = [120] * 4 + list(range(140, 300, 20)) + [300] * 16
+    frames = [np.ascontiguousarray(photo[:300, left : left + 200]) for left in lefts]
+    found = list(track(frames, reconstructor))
+    assert all(one is not None for one, left in zip(found, lefts) if left <= 180)
+    assert all(one is None for one, left in zip(found, lefts) if left >= 280)

@@ -18,6 +18,8 @@ from cest.space.studio import Light, Result, Studio, expression_amounts, square_
 
 ANSWERS_KEPT = 12
 """Of a client: they are fetched at once."""
+VIDEOS_KEPT = 2
+"""Of a client. Counted apart: while a video is written, other answers may come and go."""
 
 
 class Api:
@@ -292,7 +294,7 @@ class Api:
         """
         light = Light(azimuth, elevation, strength)
         with self.sessions.visit(request.session_hash) as session:
-            output = session.new_folder("answers", keep=ANSWERS_KEPT) / "clip.mp4"
+            output = session.new_folder("videos", keep=VIDEOS_KEPT) / "clip.mp4"
             work = self.studio.reconstruct_clip(_given(clip), self._known(model), light, output)
             for share in work:
                 progress(share)

@@ -12,8 +12,8 @@ from cest.space.sessions import Sessions
 from cest.space.studio import MAX_SECONDS, Light, Studio
 
 ABOUT = f"""
-Every frame is reconstructed; the **reflectance is one for the whole clip**, averaged over what the
-frames saw of the skin. A frame takes a tenth of a second or two without a GPU. Up to
+One face is followed, the largest at first; the **reflectance is one for the whole clip**, averaged
+over what the frames saw of the skin. A frame takes a tenth of a second or two without a GPU. Up to
 {MAX_SECONDS:g} seconds; sound is not kept.
 """
 WAITING = "Waiting for its turn …"
@@ -66,7 +66,7 @@ class VideoTab:
             **at_once,
         ).success(
             answered(self.start_turn, lambda sentence: (sentence, None)),
-            None,
+            self.clip,
             [self.status, self.video],
             **private,
             trigger_mode="multiple",
@@ -98,12 +98,16 @@ class VideoTab:
         with self.sessions.visit(request.session_hash) as session:
             return CANCELLED if session.call_off("clip") else gr.skip()
 
-    def start_turn(self, request: gr.Request) -> Iterator[tuple]:
-        """A frame after the other; between two of them it can be cancelled."""
+    def start_turn(self, clip: str | None, request: gr.Request) -> Iterator[tuple]:
+        """A frame after the other; between two of them it can be cancelled.
+
+        clip: what the page has. Without one the click has asked for it: it cannot end the chain
+        here, as Gradio does not show an error's sentence from outside the queue.
+        """
         visit = self.sessions.visit(request.session_hash)
         with visit as session, session.running("clip") as run:
             if run is None:
-                yield gr.skip() if session.runs else GONE, gr.skip()
+                yield gr.skip() if session.runs or clip is None else GONE, gr.skip()
                 return
             output = session.new_folder("clips", keep=2) / "clip.mp4"
             work = self.studio.reconstruct_clip(*run.wish, output)
