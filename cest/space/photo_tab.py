@@ -394,7 +394,7 @@ class PhotoTab:
         """The estimates are to be fitted further to the photo."""
         with self.sessions.visit(request.session_hash) as session:
             if session.result is None:
-                raise RequestError(GONE)
+                return GONE  # an error of what is not queued reaches the page without its words
             session.ask("refinement", min(300, max(1, int(steps))))
             return REFINING
 
