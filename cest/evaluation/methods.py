@@ -24,7 +24,7 @@ from cest.face_model import FaceModel
 from cest.face_model.model import content_hash
 from cest.geometry import ambient_illumination, sh_basis
 from cest.landmarks import Box
-from cest.light_fit import settle_light, solve_light
+from cest.light_fit import evidence, settle_light, solve_light
 from cest.modeling import FaceEstimator, FaceParameters
 from cest.objective import N_JAW
 from cest.reconstruction import Reconstruction, Reconstructor
@@ -223,11 +223,12 @@ def fit_light(image: Tensor, posed: FaceParameters, mask: Tensor) -> Tensor:
     surface = posed.surface
     albedo = wrap(posed.reflectance_map, surface.uv)
     # A face shows half of all directions; from where it shows nothing, light is as if ambient.
-    stiffness = torch.full((9,), LIGHT_RIDGE)
+    stiffness = torch.full((9,), LIGHT_RIDGE, device=image.device)
     stiffness[0] *= 1e-3
     none = torch.zeros_like(posed.illumination)
     basis, weight = sh_basis(surface.normals), mask * surface.coverage
-    return solve_light(image, basis, albedo, weight, none, stiffness)
+    counts = evidence(basis, albedo, weight).clamp(min=1e-6)
+    return solve_light(image, basis, albedo, weight, none, counts[:, None] * stiffness)
 
 
 @cache
