@@ -95,7 +95,7 @@ class PhotoTab:
                 True,
                 label="The photo's fine detail",
                 info="Lashes, freckles and pores of the photo, over the estimated albedo. Switch "
-                "it off to see what each model estimates, nothing else.",
+                "it off to see the albedo as each model estimates it.",
                 elem_id="detail",
             )
             gr.Markdown("## In three dimensions")
