@@ -290,9 +290,32 @@ class Reconstruction:
         named[-1] = (f"error x 4 (mean {self.photometric_error:.1f}/255)", named[-1][1])
         return labelled_row(named)
 
+    def factors(self) -> dict:
+        """What is the face's own, as plain numbers; `describe` says their frames and units.
+
+        Without the reflectance, which is a picture.
+        """
+        p, n = self.parameters, self.face_model.n_identity
+        crop = {
+            name: getattr(self.crop, name) for name in ("center_x", "center_y", "size", "angle")
+        }
+        return {
+            "crop": crop,
+            "viewpoint": {
+                "log_scale": float(p.viewpoint[0, 0]),
+                "rotation": p.viewpoint[0, 1:4].tolist(),
+                "translation": p.viewpoint[0, 4:7].tolist(),
+            },
+            "head_angles": self.head_angles,
+            "identity_coefficients": p.shape_coefficients[0, :n].tolist(),
+            "expression_coefficients": p.shape_coefficients[0, n:].tolist(),
+            "illumination": self.illumination.tolist(),
+            "landmarks_68": self.landmarks_photo.tolist(),
+        }
+
     def describe(self) -> dict:
         """Everything the estimator said, as plain numbers with their frames and units."""
-        p = self.parameters
+        said = self.factors()
         height, width = self.photo.shape[:2]
         return {
             "model": {
@@ -312,32 +335,25 @@ class Reconstruction:
             "crop": {
                 "about": "square in photo pixels (x right, y down, edges at integers); angle in "
                 "radians, counter-clockwise as seen",
-                "center_x": self.crop.center_x,
-                "center_y": self.crop.center_y,
-                "size": self.crop.size,
-                "angle": self.crop.angle,
+                **said["crop"],
             },
             "viewpoint": {
                 "about": "Q = exp(log_scale) Rot(rotation) S + translation; S in decimetres (+x "
                 "right, +y up, +z to the viewer), Q in the crop: [-1, 1], x right, y up; rotation "
                 "vector in radians",
-                "log_scale": float(p.viewpoint[0, 0]),
-                "rotation": p.viewpoint[0, 1:4].tolist(),
-                "translation": p.viewpoint[0, 4:7].tolist(),
+                **said["viewpoint"],
             },
-            "head_angles": self.head_angles,
+            "head_angles": said["head_angles"],
             "head_angles_about": "degrees in the photo: yaw is positive to the picture's "
             "right, pitch up, roll counter-clockwise as seen; the rotation is yaw * pitch * roll",
-            "identity_coefficients": p.shape_coefficients[0, : self.face_model.n_identity].tolist(),
-            "expression_coefficients": p.shape_coefficients[
-                0, self.face_model.n_identity :
-            ].tolist(),
+            "identity_coefficients": said["identity_coefficients"],
+            "expression_coefficients": said["expression_coefficients"],
             "coefficients_unit": "standard deviations of the face model",
-            "illumination": self.illumination.tolist(),
+            "illumination": said["illumination"],
             "illumination_about": "9 real spherical harmonics, orthonormal, order (0,0) (1,-1) "
             "(1,0) (1,1) (2,-2) (2,-1) (2,0) (2,1) (2,2), of the irradiance over the normal in the "
             "photo's axes (x right, y up, z to the viewer); pixel = sRGB albedo x shading",
-            "landmarks_68": self.landmarks_photo.tolist(),
+            "landmarks_68": said["landmarks_68"],
             "landmarks_68_about": "iBUG order, photo pixels",
             "photometric_error": self.photometric_error,
             "photometric_error_about": "mean absolute difference over the face, 0 to 255, of the "
@@ -494,7 +510,8 @@ class Reconstructor:
         It puts right what a rolled face's first crop lacks; a third look was measured to add
         nothing.
         """
-        return self.followed(crop, self.estimate(photo, crop)) or crop
+        _, said = self._said(photo, crop)
+        return self.followed(crop, said) or crop
 
     def followed(self, crop: SquareCrop, parameters: FaceParameters) -> SquareCrop | None:
         """The crop that a crop's estimated landmarks ask for; None where the face was lost."""
@@ -506,15 +523,19 @@ class Reconstructor:
         logger.debug("The model lost the face.")
         return None
 
-    @torch.no_grad()
     def estimate(self, photo: np.ndarray, crop: SquareCrop) -> FaceParameters:
         """(H, W, 3) uint8 sRGB and a square of it -> what the model says, on the CPU.
 
         Its light is then settled on the photo (`cest.light_fit`).
         """
-        image = _as_tensor(crop_image(photo, crop, self.model.config.image_size))
-        said = _to_cpu(self.model(image.to(self.device)))
+        image, said = self._said(photo, crop)
         return settle_light(image, said, self._coarse.landmarks)
+
+    @torch.no_grad()
+    def _said(self, photo: np.ndarray, crop: SquareCrop) -> tuple[Tensor, FaceParameters]:
+        """The image (1, 3, S, S) that the networks see, and what they say, on the CPU."""
+        image = _as_tensor(crop_image(photo, crop, self.model.config.image_size))
+        return image, _to_cpu(self.model(image.to(self.device)))
 
     def refine(
         self, face: Reconstruction, steps: int, progress: Callable[[int, float], None] | None = None

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import cv2
 import numpy as np
@@ -45,11 +44,6 @@ estimator takes, the time for so few is small, so that it is asked at every fram
 UNSEEN_WEIGHT = 0.05
 """In the shared reflectance, of a frame at texels that it did not see; 1 at those it did."""
 LABEL_HEIGHT = 24
-FRAME_RECORD = (
-    *("crop", "viewpoint", "head_angles", "identity_coefficients", "expression_coefficients"),
-    *("illumination", "landmarks_68"),
-)
-"""What is told of each frame, of all that is told of a photo."""
 
 
 class VideoError(ValueError):
@@ -271,21 +265,15 @@ class ClipFace:
         )
 
     def describe(self, rate: float) -> Iterator[dict]:
-        """Every frame's own factors as plain numbers, named as in `Reconstruction.describe`.
+        """Every frame's `Reconstruction.factors`.
 
         rate: frames a second. "face" is None where there is none.
         """
         for number, estimate in enumerate(self.estimates):
             record = {"frame": number, "seconds": round(number / rate, 4), "face": None}
             if estimate is not None:
-                said = self.on(self.template.photo, estimate).describe()
-                record["face"] = {name: _without_words(said[name]) for name in FRAME_RECORD}
+                record["face"] = self.on(self.template.photo, estimate).factors()
             yield record
-
-
-def _without_words(value: Any) -> Any:
-    """What it means is in parameters.json, once."""
-    return {k: v for k, v in value.items() if k != "about"} if isinstance(value, dict) else value
 
 
 def draw_frames(

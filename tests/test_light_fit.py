@@ -98,7 +98,8 @@ def test_glasses_and_highlights_do_not_turn_the_light(lit, face_model, monkeypat
     dazzled = settle_light(hidden, start, face_model.landmarks).illumination
     monkeypatch.setattr(light_fit, "TYPICAL", 1e6)  # plain least squares
     plain = settle_light(hidden, start, face_model.landmarks).illumination
-    assert (dazzled - clean).norm() < 0.2 * (plain - clean).norm()
+    # White is 0.35 and more from this skin: a weight of 1/80 at most, of some 0.3 for the skin.
+    assert (dazzled - clean).norm() < 0.05 * (plain - clean).norm()
 
 
 def test_of_a_face_behind_a_hand_the_estimate_is_believed(lit, face_model, monkeypatch):
